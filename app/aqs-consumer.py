@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""The consumer program; `--help` explains every setting."""
+
+import sys
+
+from edw.stop import end_at_once_on_signals
+
+end_at_once_on_signals()
+
+from edw.consumer import main  # noqa: E402  (loading it takes a while, in which a signal must work too)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What can go wrong between a program and the storage services, in one line each."""
+
+from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ResourceExistsError
+
+_LEASE_LOST = {"PopReceiptMismatch", "MessageNotFound"}
+_MISSING = {"QueueNotFound", "TableNotFound", "QueueBeingDeleted", "TableBeingDeleted", "ResourceNotFound"}
+# learn.microsoft.com/rest/api/storageservices/table-service-error-codes and common-rest-api-error-codes:
+# only those that speak of the content alone. One that may also mean a wrong request would, at the first
+# mistake in a setting, send every message to the poison queue.
+_CONTENT = {
+    "EntityTooLarge",
+    "KeyValueTooLarge",
+    "OutOfRangeInput",
+    "PropertyValueTooLarge",
+    "RequestBodyTooLarge",
+    "MessageTooLarge",
+    "InvalidXmlDocument",
+}
+_REMEDIES = {
+    "AuthorizationPermissionMismatch": "assign the roles Storage Queue Data Contributor and "
+    "Storage Table Data Contributor to the identity (minutes may pass until they count)",
+    "AuthorizationFailure": "the account's network rules or the role of the identity do not allow it",
+    "KeyBasedAuthenticationNotPermitted": "the account takes no keys: "
+    "set AZURE_STORAGE_ACCOUNT_NAME instead of AZURE_STORAGE_CONNECTION_STRING",
+    "AuthenticationFailed": "the key, the signature or the token is not accepted",
+    "QueueNotFound": "create the queue, or let the identity create it",
+    "TableNotFound": "create the table, or let the identity create it",
+}
+
+
+class ServiceError(Exception):
+    """Base of what a service answers, or fails to answer; the text is one line for a person."""
+
+
+class Unavailable(ServiceError):
+    """Raised when the service did not do what was asked and no message is to blame: no answer, throttling,
+    a fault of its own, access refused, the queue or table missing."""
+
+
+class ContentRefused(ServiceError):
+    """Raised when the service refuses a message or an entity for its content."""
+
+
+class Rejected(ServiceError):
+    """Raised when the service refuses a request and does not say that the content is to blame."""
+
+
+class LeaseLost(ServiceError):
+    """Raised when the message's lease is over: its pop receipt is no longer valid."""
+
+
+def translated(error: AzureError, doing: str) -> ServiceError:
+    """The same failure as one of the errors above. `doing` says what was asked of the service."""
+    code = _code(error)
+    status = error.status_code if isinstance(error, HttpResponseError) else None
+    text = f"{doing}: {_line(error, code, status)}"
+    if code in _LEASE_LOST:
+        return LeaseLost(text)
+    if code in _CONTENT:
+        return ContentRefused(text)
+    if status is None or status in (401, 403, 408, 429) or status >= 500 or code in _MISSING:
+        return Unavailable(text)
+    return Rejected(text)
+
+
+def exists_or_forbidden(error: AzureError) -> bool:
+    """Whether something was not created because it exists already, or because the role may not create it."""
+    return isinstance(error, ResourceExistsError) or getattr(error, "status_code", None) == 403
+
+
+def _code(error: AzureError) -> str | None:
+    code = getattr(error, "error_code", None)
+    return getattr(code, "value", code)
+
+
+def _line(error: AzureError, code: str | None, status: int | None) -> str:
+    words = (str(error.message).strip().splitlines() or [type(error).__name__])[0].strip()
+    if status is None:
+        if isinstance(error, ClientAuthenticationError):
+            return f"no credential: {words} Set AZURE_STORAGE_CONNECTION_STRING, or sign in with az login."
+        return words
+    remedy = _REMEDIES.get(code or "")
+    return f"{status} {code or ''}: {words}" + (f" Remedy: {remedy}." if remedy else "")

@@ -1,0 +1,200 @@
+"""The producer: messages, generated or read from a file, into the queue. Sending is at least once."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import structlog
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from edw import message, program
+from edw.errors import ServiceError, Unavailable
+from edw.message import BODY_MOST
+from edw.option import SettingsError
+from edw.outage import Outage
+from edw.queue import Queue
+from edw.settings import ProducerSettings
+from edw.stop import Stop, on_signals
+from edw.storage import Storage
+
+REQUEST_TIMEOUT = 10.0
+PROGRESS_EVERY = 10.0
+CATCH_UP = 1.0
+"""Seconds of a rate that a delay may make up for; what is later than that is not sent in one burst."""
+
+Composer = Callable[[datetime], str]
+"""Makes the body of a message that is sent at a given time."""
+
+log = structlog.get_logger("edw")
+
+
+class Producer:
+    """Sends up to `concurrency` messages at once, begun at the rate of the settings."""
+
+    def __init__(self, settings: ProducerSettings, queue: Queue, messages: AsyncIterator[Composer], stop: Stop) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._messages = messages
+        self._stop = stop
+        self._outage = Outage("queue", stop)
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._turn = time.monotonic()
+        self.sent = 0
+        self.failed = 0
+
+    async def prepare(self) -> None:
+        """Creates the queue where it is missing. Raises Unavailable when stopped before the service answers."""
+        await self._outage.ride_out(self._queue.create)
+
+    async def run(self) -> None:
+        """Sends until the messages end or the program is asked to stop; what is under way is finished."""
+        async with asyncio.TaskGroup() as sends:
+            stopped = asyncio.create_task(self._stop.wait())
+            begun = asyncio.create_task(self._begin(sends))
+            await asyncio.wait({begun, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not begun.cancel():
+                begun.result()
+
+    async def _begin(self, sends: asyncio.TaskGroup) -> None:
+        async for compose in self._messages:
+            await self._slots.acquire()
+            await self._pace()
+            sends.create_task(self._send(compose))
+
+    async def _pace(self) -> None:
+        """Waits for the turn of the next message."""
+        if self._settings.rate:
+            now = time.monotonic()
+            await asyncio.sleep(self._turn - now)
+            self._turn = max(self._turn, now - CATCH_UP) + 1 / self._settings.rate
+
+    async def _send(self, compose: Composer) -> None:
+        try:
+            content = message.encode(compose(datetime.now(UTC)), self._settings.message_encoding)
+            if len(content) > BODY_MOST:
+                raise message.Unprocessable(f"{len(content)} bytes, and a message has at most {BODY_MOST}")
+            await self._outage.ride_out(functools.partial(self._queue.send, content, self._settings.time_to_live))
+            self.sent += 1
+        except (ServiceError, message.Unprocessable) as error:
+            self.failed += 1
+            log.error("message not sent", error=str(error))
+        finally:
+            self._slots.release()
+
+
+async def generated(count: int | None) -> AsyncIterator[Composer]:
+    """The messages of the AWS workload's producer, numbered from 1."""
+    number = 0
+    while count is None or number < count:
+        number += 1
+        yield functools.partial(message.compose, f"Scale Test Message : COUNT {number}")
+
+
+async def from_lines(source: BinaryIO, count: int | None) -> AsyncIterator[Composer]:
+    """A message for each line that is not blank."""
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue(1000)
+
+    def read() -> None:
+        # An error here means that the loop ended before the source did.
+        with source, contextlib.suppress(concurrent.futures.CancelledError, RuntimeError):
+            for line in source:
+                asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
+            asyncio.run_coroutine_threadsafe(lines.put(None), loop).result()
+
+    # A daemon, because nothing can interrupt a read of standard input and the program must end all the same.
+    threading.Thread(target=read, daemon=True).start()
+    number = 0
+    while (count is None or number < count) and (line := await lines.get()) is not None:
+        if line.strip():
+            number += 1
+            yield functools.partial(body_of_line, line)
+
+
+def body_of_line(line: bytes, at: datetime) -> str:
+    """The body for a line of input: a JSON object with `msg` as it is, with a `srcStamp` if it has none; any
+    other line as the `msg`. Raises Unprocessable."""
+    try:
+        text = line.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise message.Unprocessable(f"a line that is not UTF-8: {error.reason} at byte {error.start}") from None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict) and "msg" in document:
+        return message.serialize({**document, "srcStamp": document.get("srcStamp", message.stamp(at))})
+    return message.compose(text, at)
+
+
+def open_input(path: str) -> BinaryIO:
+    """The file, or standard input for `-`. Raises SettingsError where it cannot be read."""
+    try:
+        return os.fdopen(0, "rb", closefd=False) if path == "-" else Path(path).open("rb")
+    except OSError as error:
+        raise SettingsError(f"EDW_INPUT: {path!r} cannot be read: {error.strerror}") from None
+
+
+async def shown(producer: Producer, total: int | None) -> None:
+    """Shows how far the producer is, until cancelled: a bar on a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY)
+            log.info("sending", sent=producer.sent, failed=producer.failed)
+    with logging_redirect_tqdm(), tqdm(total=total, unit=" messages", desc="sent") as bar:
+        try:
+            while True:
+                bar.update(producer.sent - bar.n)
+                await asyncio.sleep(0.1)
+        finally:
+            bar.update(producer.sent - bar.n)
+
+
+async def run(settings: ProducerSettings) -> int:
+    stop = on_signals()
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.input:
+            messages = from_lines(open_input(settings.input), settings.count)
+        else:
+            messages = generated(settings.count)
+        storage = await stack.enter_async_context(Storage(settings, REQUEST_TIMEOUT))
+        producer = Producer(settings, await storage.queue(settings.queue_name), messages, stop)
+        log.info("producer started", queue=settings.queue_name)
+        started = time.monotonic()
+        if settings.duration:
+            asyncio.get_running_loop().call_later(settings.duration, stop.set)
+        display = asyncio.create_task(shown(producer, settings.count))
+        try:
+            await producer.prepare()
+            await producer.run()
+        except Unavailable as error:
+            log.error("stopped before the service answered", error=str(error))
+            return program.FAILED
+        finally:
+            display.cancel()
+            await asyncio.wait({display})
+            seconds = time.monotonic() - started
+            log.info(
+                "producer stopped",
+                sent=producer.sent,
+                failed=producer.failed,
+                seconds=round(seconds, 3),
+                rate=round(producer.sent / seconds, 1),
+            )
+    return program.FAILED if producer.failed else program.DONE
+
+
+def main() -> int:
+    return program.main(ProducerSettings, run)

@@ -1,0 +1,32 @@
+"""What every program does around its work: settings, log, exit code."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dotenv import load_dotenv
+
+from edw import log
+from edw.option import SettingsError, load
+from edw.settings import IDENTITY_VARIABLES, ServiceSettings
+
+DONE = 0
+FAILED = 1
+WRONG_SETTINGS = 2
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def main(settings_class: type[S], run: Callable[[S], Coroutine[Any, Any, int]]) -> int:
+    """Runs the program with settings from the command line, the environment and .env; its exit code."""
+    load_dotenv(Path.cwd() / ".env")
+    try:
+        settings = load(settings_class, sys.argv[1:], os.environ, epilog=IDENTITY_VARIABLES)
+        log.configure(settings.log_level, settings.log_format)
+        return asyncio.run(run(settings))
+    except SettingsError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return WRONG_SETTINGS

@@ -1,0 +1,98 @@
+"""An Azure Storage Queue: send, receive under a lease, delete, make visible again."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import cast
+
+from azure.core.exceptions import AzureError
+from azure.storage.queue import QueueMessage
+from azure.storage.queue.aio import QueueClient
+
+from edw.errors import exists_or_forbidden, translated
+from edw.lease import Lease
+
+PAGE_MOST = 32
+"""Messages of one receive: learn.microsoft.com/rest/api/storageservices/get-messages"""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One delivery of a message. `content` is the text in the queue, before any decoding."""
+
+    message_id: str
+    content: str = field(repr=False)
+    dequeue_count: int
+    inserted_on: datetime
+    expires_on: datetime
+    lease: Lease
+
+
+class Queue:
+    """Every method raises an error of edw.errors when the service does not do what it is asked."""
+
+    def __init__(self, client: QueueClient) -> None:
+        self._client = client
+
+    @property
+    def name(self) -> str:
+        return self._client.queue_name
+
+    async def create(self) -> bool:
+        """Creates the queue; False where it exists, or may exist but the role does not allow to create it."""
+        try:
+            await self._client.create_queue()
+        except AzureError as error:
+            if exists_or_forbidden(error):
+                return False
+            raise translated(error, f"create queue {self.name}") from error
+        return True
+
+    async def receive(self, at_most: int, visibility_timeout: int) -> list[Delivery]:
+        """One page of up to `at_most` messages, leased for `visibility_timeout` seconds."""
+        asked_at = time.monotonic()
+        try:
+            # Without max_messages the iterator goes on until the queue is empty.
+            pages = self._client.receive_messages(
+                max_messages=at_most, messages_per_page=at_most, visibility_timeout=visibility_timeout
+            ).by_page()
+            async for page in pages:
+                return [
+                    _delivery(message, Lease(message.pop_receipt or "", asked_at + visibility_timeout))
+                    async for message in page
+                ]
+        except AzureError as error:
+            raise translated(error, f"receive from {self.name}") from error
+        return []
+
+    async def delete(self, delivery: Delivery) -> None:
+        try:
+            await self._client.delete_message(delivery.message_id, delivery.lease.pop_receipt)
+        except AzureError as error:
+            raise translated(error, f"delete from {self.name}") from error
+
+    async def release(self, delivery: Delivery, after: int = 0) -> None:
+        """Makes the message visible again, `after` seconds from now; its lease is over."""
+        try:
+            await self._client.update_message(delivery.message_id, delivery.lease.pop_receipt, visibility_timeout=after)
+        except AzureError as error:
+            raise translated(error, f"release to {self.name}") from error
+
+    async def send(self, content: str, time_to_live: int | None = None) -> None:
+        """Puts a message; `time_to_live` in seconds, -1 for no end, None for the service's 7 days."""
+        try:
+            await self._client.send_message(content, time_to_live=time_to_live)
+        except AzureError as error:
+            raise translated(error, f"send to {self.name}") from error
+
+
+def _delivery(message: QueueMessage, lease: Lease) -> Delivery:
+    # The SDK's type is also that of messages to send, so that all it says of itself is optional.
+    return Delivery(
+        message.id,
+        cast(str, message.content),
+        cast(int, message.dequeue_count),
+        cast(datetime, message.inserted_on),
+        cast(datetime, message.expires_on),
+        lease,
+    )

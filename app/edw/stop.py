@@ -1,0 +1,46 @@
+"""Stopping on a signal: the first SIGTERM or SIGINT asks, a second one ends the process at once."""
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+
+import structlog
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+log = structlog.get_logger("edw")
+
+
+class Stop(asyncio.Event):
+    """Set once the program is asked to stop."""
+
+    async def wait_for(self, seconds: float) -> None:
+        """Sleeps for `seconds`, or until the program is asked to stop."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.wait(), seconds)
+
+
+def on_signals() -> Stop:
+    """A Stop that the process's signals set. As PID 1 a process without a handler ignores SIGTERM."""
+    stop = Stop()
+    signals = 0
+
+    def received(number: signal.Signals) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            os._exit(1)
+        log.info("stopping", signal=number.name)
+        stop.set()
+
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, received, number)
+    return stop
+
+
+def end_at_once_on_signals() -> None:
+    """For the time until `on_signals`, while modules load and nothing has begun: a signal ends the process."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(0))

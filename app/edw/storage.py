@@ -1,0 +1,82 @@
+"""The storage account's services: one credential and one client each for the life of the process."""
+
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+from azure.core.credentials_async import AsyncTokenCredential
+from azure.storage.queue.aio import QueueServiceClient
+
+from edw.option import SettingsError
+from edw.queue import Queue
+from edw.settings import ServiceSettings, TableSettings
+from edw.table import Table
+
+API_VERSION = "2020-12-06"
+"""The service version both clients speak: the newest that both SDKs know. The queue SDK's own default is
+newer than what emulators and sovereign clouds offer, and nothing the programs ask for came after this one."""
+
+
+class Storage:
+    """An asynchronous context manager that closes what it opened.
+
+    `request_timeout` bounds, in seconds, each request. The SDKs do not repeat requests by themselves: the
+    programs do, because only they know how long a lease still lasts and when they are asked to stop.
+    """
+
+    def __init__(self, settings: ServiceSettings, request_timeout: float) -> None:
+        self._settings = settings
+        self._client_options: dict[str, Any] = {
+            "api_version": API_VERSION,
+            "retry_total": 0,
+            "connection_timeout": request_timeout,
+            "read_timeout": request_timeout,
+        }
+        self._open = AsyncExitStack()
+        self._credential: AsyncTokenCredential | None = None
+        self._queues: QueueServiceClient | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    async def queue(self, name: str) -> Queue:
+        if self._queues is None:
+            self._queues = await self._open.enter_async_context(await self._queue_service())
+        return Queue(self._queues.get_queue_client(name))
+
+    async def table(self, settings: TableSettings) -> Table:
+        from azure.data.tables.aio import TableServiceClient  # noqa: PLC0415  the producer starts sooner without
+
+        options = self._client_options
+        if settings.storage_connection_string:
+            try:
+                service = TableServiceClient.from_connection_string(settings.storage_connection_string, **options)
+            except ValueError as error:
+                raise SettingsError(f"AZURE_STORAGE_CONNECTION_STRING: {error}") from None
+        else:
+            service = TableServiceClient(settings.table_endpoint, credential=await self._identity(), **options)
+        await self._open.enter_async_context(service)
+        return Table(service.get_table_client(settings.table_name))
+
+    async def _queue_service(self) -> QueueServiceClient:
+        settings, options = self._settings, self._client_options
+        if settings.storage_connection_string:
+            try:
+                return QueueServiceClient.from_connection_string(settings.storage_connection_string, **options)
+            except ValueError as error:
+                raise SettingsError(f"AZURE_STORAGE_CONNECTION_STRING: {error}") from None
+        return QueueServiceClient(settings.queue_endpoint, credential=await self._identity(), **options)
+
+    async def _identity(self) -> AsyncTokenCredential:
+        if self._credential is not None:
+            return self._credential
+        from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415  a connection string needs none of it
+
+        try:
+            credential = DefaultAzureCredential()
+        except ValueError as error:
+            raise SettingsError(f"AZURE_TOKEN_CREDENTIALS: {error}") from None
+        self._credential = await self._open.enter_async_context(credential)
+        return credential

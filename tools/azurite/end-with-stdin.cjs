@@ -1,0 +1,2 @@
+// Loaded before Azurite: ends the process when the one that started it is gone, however it ended.
+process.stdin.on("end", () => process.exit(0)).on("error", () => process.exit(0)).resume();
