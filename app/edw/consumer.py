@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import structlog
 
-from edw import entity, health, message, poison, program
+from edw import entity, health, message, poison, program, progress
 from edw.backoff import Backoff
 from edw.errors import ContentRefused, LeaseLost, ServiceError, Unavailable
 from edw.message import Unprocessable
@@ -25,7 +25,6 @@ from edw.tally import Tally
 
 RETRY_LONGEST = 60
 """Seconds a message waits at most before it is delivered again after a failure of its own."""
-PROGRESS_EVERY = 10.0
 
 T = TypeVar("T")
 log = structlog.get_logger("edw")
@@ -190,14 +189,15 @@ async def run(settings: ConsumerSettings) -> int:
         storage = await opened.enter_async_context(Storage(settings, request_timeout(settings)))
         consumer = Consumer(
             settings,
-            await storage.queue(settings.queue_name),
-            await storage.queue(settings.poison_queue_name),
-            await storage.table(settings),
+            Queue(await storage.queue(settings.queue_name)),
+            Queue(await storage.queue(settings.poison_queue_name)),
+            Table(await storage.table(settings)),
             stop,
         )
         if settings.http_port:
             await opened.enter_async_context(health.served(settings.http_port, lambda: consumer.is_ready))
         log.info("consumer started", queue=settings.queue_name, table=settings.table_name)
+        opened.enter_context(progress.lines("consuming", consumer.tally.counts))
         with suppress(Unavailable):
             await consumer.prepare()
             await consumer.run()

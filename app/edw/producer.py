@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import json
 import os
@@ -10,15 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 import structlog
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from edw import message, program
+from edw import message, program, progress
 from edw.errors import ServiceError, Unavailable
 from edw.message import BODY_MOST
 from edw.option import SettingsError
@@ -29,7 +27,6 @@ from edw.stop import Stop, on_signals
 from edw.storage import Storage
 
 REQUEST_TIMEOUT = 10.0
-PROGRESS_EVERY = 10.0
 CATCH_UP = 1.0
 """Seconds of a rate that a delay may make up for; what is later than that is not sent in one burst."""
 
@@ -52,6 +49,9 @@ class Producer:
         self._turn = time.monotonic()
         self.sent = 0
         self.failed = 0
+
+    def counts(self) -> dict[str, int]:
+        return {"sent": self.sent, "failed": self.failed}
 
     async def prepare(self) -> None:
         """Creates the queue where it is missing. Raises Unavailable when stopped before the service answers."""
@@ -109,7 +109,7 @@ async def from_lines(source: BinaryIO, count: int | None) -> AsyncIterator[Compo
 
     def read() -> None:
         # An error here means that the loop ended before the source did.
-        with source, contextlib.suppress(concurrent.futures.CancelledError, RuntimeError):
+        with source, suppress(concurrent.futures.CancelledError, RuntimeError):
             for line in source:
                 asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
             asyncio.run_coroutine_threadsafe(lines.put(None), loop).result()
@@ -147,35 +147,24 @@ def open_input(path: str) -> BinaryIO:
         raise SettingsError(f"EDW_INPUT: {path!r} cannot be read: {error.strerror}") from None
 
 
-async def shown(producer: Producer, total: int | None) -> None:
-    """Shows how far the producer is, until cancelled: a bar on a terminal, a line now and then elsewhere."""
-    if not sys.stderr.isatty():
-        while True:
-            await asyncio.sleep(PROGRESS_EVERY)
-            log.info("sending", sent=producer.sent, failed=producer.failed)
-    with logging_redirect_tqdm(), tqdm(total=total, unit=" messages", desc="sent") as bar:
-        try:
-            while True:
-                bar.update(producer.sent - bar.n)
-                await asyncio.sleep(0.1)
-        finally:
-            bar.update(producer.sent - bar.n)
-
-
 async def run(settings: ProducerSettings) -> int:
     stop = on_signals()
-    async with contextlib.AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack:
         if settings.input:
             messages = from_lines(open_input(settings.input), settings.count)
         else:
             messages = generated(settings.count)
         storage = await stack.enter_async_context(Storage(settings, REQUEST_TIMEOUT))
-        producer = Producer(settings, await storage.queue(settings.queue_name), messages, stop)
+        producer = Producer(settings, Queue(await storage.queue(settings.queue_name)), messages, stop)
         log.info("producer started", queue=settings.queue_name)
         started = time.monotonic()
         if settings.duration:
             asyncio.get_running_loop().call_later(settings.duration, stop.set)
-        display = asyncio.create_task(shown(producer, settings.count))
+        stack.enter_context(
+            progress.bar("sent", lambda: producer.sent, total=settings.count)
+            if sys.stderr.isatty()
+            else progress.lines("sending", producer.counts)
+        )
         try:
             await producer.prepare()
             await producer.run()
@@ -183,8 +172,6 @@ async def run(settings: ProducerSettings) -> int:
             log.error("stopped before the service answered", error=str(error))
             return program.FAILED
         finally:
-            display.cancel()
-            await asyncio.wait({display})
             seconds = time.monotonic() - started
             log.info(
                 "producer stopped",

@@ -1,15 +1,16 @@
 """The storage account's services: one credential and one client each for the life of the process."""
 
 from contextlib import AsyncExitStack
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from azure.core.credentials_async import AsyncTokenCredential
-from azure.storage.queue.aio import QueueServiceClient
+from azure.storage.queue.aio import QueueClient, QueueServiceClient
 
 from edw.option import SettingsError
-from edw.queue import Queue
 from edw.settings import ServiceSettings, TableSettings
-from edw.table import Table
+
+if TYPE_CHECKING:
+    from azure.data.tables.aio import TableClient
 
 API_VERSION = "2020-12-06"
 """The service version both clients speak: the newest that both SDKs know. The queue SDK's own default is
@@ -41,12 +42,12 @@ class Storage:
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
-    async def queue(self, name: str) -> Queue:
+    async def queue(self, name: str) -> QueueClient:
         if self._queues is None:
             self._queues = await self._open.enter_async_context(await self._queue_service())
-        return Queue(self._queues.get_queue_client(name))
+        return self._queues.get_queue_client(name)
 
-    async def table(self, settings: TableSettings) -> Table:
+    async def table(self, settings: TableSettings) -> "TableClient":
         from azure.data.tables.aio import TableServiceClient  # noqa: PLC0415  the producer starts sooner without
 
         options = self._client_options
@@ -58,7 +59,7 @@ class Storage:
         else:
             service = TableServiceClient(settings.table_endpoint, credential=await self._identity(), **options)
         await self._open.enter_async_context(service)
-        return Table(service.get_table_client(settings.table_name))
+        return service.get_table_client(settings.table_name)
 
     async def _queue_service(self) -> QueueServiceClient:
         settings, options = self._settings, self._client_options

@@ -30,10 +30,12 @@ class Tally:
         elif (place := random.randrange(self.stored)) < SAMPLE:
             self._times[place] = seconds
 
+    def counts(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
+
     def summary(self) -> dict[str, Any]:
         """The counts, and p50, p95 and p99 of the processing time in seconds."""
-        counts = {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
-        return counts | percentiles(self._times)
+        return self.counts() | percentiles(self._times)
 
 
 def percentiles(times: list[float]) -> dict[str, float | None]:
