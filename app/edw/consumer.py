@@ -75,13 +75,13 @@ class Consumer:
                 except Unavailable:
                     break
                 self._polled = True
+                self.tally.received += len(page)
                 if self._stop.is_set():
                     await asyncio.gather(*map(self._release, page))
                     break
                 for delivery in page:
                     self._in_flight += 1
                     workers.create_task(self._work(delivery))
-                self.tally.received += len(page)
                 if page:
                     self._idle.reset()
                 elif self._settings.drain and not was_busy:

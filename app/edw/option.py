@@ -7,6 +7,7 @@ line can be read by every process of the machine.
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -32,6 +33,11 @@ class Option:
     @property
     def flag(self) -> str:
         return "--" + self.variable.partition("_")[2].lower().replace("_", "-")
+
+    @property
+    def explained(self) -> str:
+        default = self.default_text if self.default_text.startswith("required") else f"default: {self.default_text}"
+        return f"{self.meaning} ({self.variable}; {default})"
 
     @property
     def is_switch(self) -> bool:
@@ -91,21 +97,27 @@ class _OneLineParser(argparse.ArgumentParser):
         raise SettingsError(f"{message} (--help explains every setting)")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+
 def _parser(settings: type, epilog: str) -> argparse.ArgumentParser:
     parser = _OneLineParser(
+        usage="%(prog)s [--help] [--setting VALUE ...]",
         description=settings.__doc__,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     for name, opt in options(settings).items():
-        explained = f"{opt.meaning} [{opt.variable}; {opt.default_text}]".replace("%", "%%")
+        explained = opt.explained.replace("%", "%%")  # argparse formats what it shows
         if opt.secret:
-            parser.epilog = f"variable only, because it is a secret:\n  {explained}\n\n{parser.epilog}"
+            parser.epilog = f"{opt.variable} has no flag, because it is a secret:\n  {explained}\n\n{parser.epilog}"
         elif opt.is_switch:
             parser.add_argument(opt.flag, dest=name, action="store_const", const="true", help=explained)
         else:
-            parser.add_argument(opt.flag, dest=name, metavar=name.upper(), help=explained)
+            parser.add_argument(opt.flag, dest=name, metavar="VALUE", help=explained)
     return parser
 
 
@@ -122,10 +134,9 @@ def switch(value: str) -> bool:
 
 def integer(least: int, most: int) -> Parser:
     def parse(value: str) -> int:
-        number = int(value) if value.isascii() and value.strip().lstrip("-").isdigit() else None
-        if number is None or not least <= number <= most:
+        if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII) or not least <= int(value) <= most:
             raise ValueError(f"is not a whole number from {least} to {most}")
-        return number
+        return int(value)
 
     return parse
 

@@ -1,7 +1,6 @@
 """The producer: messages, generated or read from a file, into the queue. Sending is at least once."""
 
 import asyncio
-import concurrent.futures
 import functools
 import json
 import os
@@ -9,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +28,8 @@ from edw.storage import Storage
 REQUEST_TIMEOUT = 10.0
 CATCH_UP = 1.0
 """Seconds of a rate that a delay may make up for; what is later than that is not sent in one burst."""
+LINES_AHEAD = 1000
+"""Lines of input that are read before they are sent."""
 
 Composer = Callable[[datetime], str]
 """Makes the body of a message that is sent at a given time."""
@@ -105,19 +106,21 @@ async def generated(count: int | None) -> AsyncIterator[Composer]:
 async def from_lines(source: BinaryIO, count: int | None) -> AsyncIterator[Composer]:
     """A message for each line that is not blank."""
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[bytes | None] = asyncio.Queue(1000)
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+    room = threading.Semaphore(LINES_AHEAD)
 
     def read() -> None:
-        # An error here means that the loop ended before the source did.
-        with source, suppress(concurrent.futures.CancelledError, RuntimeError):
+        with source, suppress(RuntimeError):  # which says that the loop ended before the source
             for line in source:
-                asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
-            asyncio.run_coroutine_threadsafe(lines.put(None), loop).result()
+                room.acquire()
+                loop.call_soon_threadsafe(lines.put_nowait, line)
+            loop.call_soon_threadsafe(lines.put_nowait, None)
 
     # A daemon, because nothing can interrupt a read of standard input and the program must end all the same.
     threading.Thread(target=read, daemon=True).start()
     number = 0
     while (count is None or number < count) and (line := await lines.get()) is not None:
+        room.release()
         if line.strip():
             number += 1
             yield functools.partial(body_of_line, line)
@@ -149,38 +152,31 @@ def open_input(path: str) -> BinaryIO:
 
 async def run(settings: ProducerSettings) -> int:
     stop = on_signals()
-    async with AsyncExitStack() as stack:
-        if settings.input:
-            messages = from_lines(open_input(settings.input), settings.count)
-        else:
-            messages = generated(settings.count)
-        storage = await stack.enter_async_context(Storage(settings, REQUEST_TIMEOUT))
+    messages = from_lines(open_input(settings.input), settings.count) if settings.input else generated(settings.count)
+    async with Storage(settings, REQUEST_TIMEOUT) as storage:
         producer = Producer(settings, Queue(await storage.queue(settings.queue_name)), messages, stop)
         log.info("producer started", queue=settings.queue_name)
         started = time.monotonic()
         if settings.duration:
             asyncio.get_running_loop().call_later(settings.duration, stop.set)
-        stack.enter_context(
-            progress.bar("sent", lambda: producer.sent, total=settings.count)
-            if sys.stderr.isatty()
-            else progress.lines("sending", producer.counts)
-        )
-        try:
-            await producer.prepare()
-            await producer.run()
-        except Unavailable as error:
-            log.error("stopped before the service answered", error=str(error))
-            return program.FAILED
-        finally:
-            seconds = time.monotonic() - started
-            log.info(
-                "producer stopped",
-                sent=producer.sent,
-                failed=producer.failed,
-                seconds=round(seconds, 3),
-                rate=round(producer.sent / seconds, 1),
-            )
-    return program.FAILED if producer.failed else program.DONE
+        has_begun = False
+        with shown(producer, settings.count):
+            try:
+                await producer.prepare()
+                has_begun = True
+                await producer.run()
+            except Unavailable as error:
+                log.error("stopped before the service answered", error=str(error))
+    seconds = time.monotonic() - started
+    log.info("producer stopped", **producer.counts(), seconds=round(seconds, 3), rate=round(producer.sent / seconds, 1))
+    return program.FAILED if producer.failed or not has_begun else program.DONE
+
+
+def shown(producer: Producer, total: int | None) -> AbstractContextManager[None]:
+    """A bar on a terminal, a log line now and then elsewhere."""
+    if sys.stderr.isatty():
+        return progress.bar("sent", lambda: producer.sent, total)
+    return progress.lines("sending", producer.counts)
 
 
 def main() -> int:

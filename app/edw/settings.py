@@ -91,18 +91,12 @@ class ServiceSettings:
         "Azurite, or an account key; wins over the account name",
         connection_string,
         default=None,
+        default_text="none",
         secret=True,
     )
     storage_queue_endpoint: str | None = option(
         "AZURE_STORAGE_QUEUE_ENDPOINT",
         "URL of the queue service: sovereign clouds, private endpoints, Azurite over HTTPS",
-        endpoint,
-        default=None,
-        default_text="derived",
-    )
-    storage_table_endpoint: str | None = option(
-        "AZURE_STORAGE_TABLE_ENDPOINT",
-        "URL of the table service, Cosmos DB for Table included",
         endpoint,
         default=None,
         default_text="derived",
@@ -137,10 +131,6 @@ class ServiceSettings:
     def queue_endpoint(self) -> str:
         return self.storage_queue_endpoint or self._derived("queue")
 
-    @property
-    def table_endpoint(self) -> str:
-        return self.storage_table_endpoint or self._derived("table")
-
     def _derived(self, service: str) -> str:
         if not self.storage_account_name:
             return ""
@@ -152,6 +142,13 @@ class TableSettings(ServiceSettings):
     """The settings of a program that uses the table as well as the queue."""
 
     table_name: str = option("AZURE_TABLE_NAME", "the table", table_name)
+    storage_table_endpoint: str | None = option(
+        "AZURE_STORAGE_TABLE_ENDPOINT",
+        "URL of the table service, Cosmos DB for Table included",
+        endpoint,
+        default=None,
+        default_text="derived",
+    )
     poison_queue_name: str = option(
         "EDW_POISON_QUEUE_NAME",
         "the queue for messages that can never succeed",
@@ -173,6 +170,10 @@ class TableSettings(ServiceSettings):
             )
         if self.poison_queue_name == self.queue_name:
             raise SettingsError("EDW_POISON_QUEUE_NAME: is the same as AZURE_QUEUE_NAME")
+
+    @property
+    def table_endpoint(self) -> str:
+        return self.storage_table_endpoint or self._derived("table")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,215 @@
+"""What the integration tests are written with: the programs as processes, and a look at what they did."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from azure.core.exceptions import ResourceNotFoundError
+from azure.data.tables.aio import TableClient
+from azure.storage.queue.aio import QueueClient
+
+import report
+from azurite import Service
+from edw import entity
+from edw.settings import ConsumerSettings
+from edw.storage import Storage
+
+APP = Path(__file__).parents[2] / "app"
+WITHIN = 30.0
+
+
+async def eventually(condition: Callable[[], Any], within: float = WITHIN) -> Any:
+    """What `condition`, plain or asynchronous, returns as soon as it is true."""
+    async with asyncio.timeout(within):
+        while True:
+            value = condition()
+            if isinstance(value, Awaitable):
+                value = await value
+            if value:
+                return value
+            await asyncio.sleep(0.02)
+
+
+class Program:
+    """A running or ended program and the log it wrote."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.stdout = self.stderr = ""
+        self._reading = asyncio.gather(self._read("stdout"), self._read("stderr"))
+
+    async def _read(self, stream: str) -> None:
+        async for line in getattr(self.process, stream):
+            setattr(self, stream, getattr(self, stream) + line.decode())
+
+    async def ended(self, within: float = WITHIN) -> int:
+        """The exit code."""
+        async with asyncio.timeout(within):
+            await self._reading
+            return await self.process.wait()
+
+    async def stopped(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """The exit code after a signal."""
+        self.process.send_signal(number)
+        return await self.ended()
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The log lines of this event, which the settings have as JSON."""
+        lines = [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [line for line in lines if line["event"] == event]
+
+    async def says(self, event: str) -> dict[str, Any]:
+        first: dict[str, Any] = (await eventually(lambda: self.events(event)))[0]
+        return first
+
+    async def kill(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.ended()
+
+
+class Workflow:
+    """A queue, a poison queue and a table of its own on a storage service, and programs that use them."""
+
+    def __init__(self, connection_string: str, folder: Path) -> None:
+        name = f"t{uuid4().hex[:12]}"
+        self.folder = folder
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "AZURE_STORAGE_CONNECTION_STRING": connection_string,
+            "AZURE_QUEUE_NAME": name,
+            "AZURE_TABLE_NAME": name,
+            "EDW_LOG_FORMAT": "json",
+        }
+        self.settings = ConsumerSettings(storage_connection_string=connection_string, queue_name=name, table_name=name)
+        self.queue: QueueClient
+        self.poison_queue: QueueClient
+        self.table: TableClient
+        self._programs: list[Program] = []
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["Workflow"]:
+        async with Storage(self.settings, request_timeout=10) as storage:
+            self.queue = await storage.queue(self.settings.queue_name)
+            self.poison_queue = await storage.queue(self.settings.poison_queue_name)
+            self.table = await storage.table(self.settings)
+            try:
+                yield self
+            finally:
+                for program in self._programs:
+                    await program.kill()
+
+    async def create(self) -> "Workflow":
+        """Creates queues and table, for tests that put something in before a program has."""
+        await asyncio.gather(self.queue.create_queue(), self.poison_queue.create_queue(), self.table.create_table())
+        return self
+
+    async def put(self, *contents: str) -> None:
+        for content in contents:
+            await self.queue.send_message(content)
+
+    async def start(self, program: str, *argv: str, stdin: bytes | None = None, **environment: str) -> Program:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(APP / f"aqs-{program}.py"),
+            *argv,
+            env={name: value for name, value in (self.environment | environment).items() if value},
+            cwd=self.folder,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._programs.append(Program(process))
+        if stdin is not None and process.stdin:
+            process.stdin.write(stdin)
+            process.stdin.close()
+        return self._programs[-1]
+
+    async def run(self, program: str, *argv: str, stdin: bytes | None = None, **environment: str) -> Program:
+        """The program once it has ended."""
+        running = await self.start(program, *argv, stdin=stdin, **environment)
+        await running.ended()
+        return running
+
+    async def drained(self, **environment: str) -> Program:
+        """A consumer that took everything there was and ended with 0."""
+        consumer = await self.run("consumer", "--drain", **environment)
+        assert consumer.process.returncode == 0, consumer.stderr
+        return consumer
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """Every entity; none where no program has created the table yet."""
+        try:
+            return [dict(row) async for row in self.table.list_entities()]
+        except ResourceNotFoundError:
+            return []
+
+    async def stored(self) -> list[str]:
+        """The msg of every entity."""
+        return sorted(entity.data(row) for row in await self.rows())
+
+    async def left(self) -> int:
+        """Messages in the queue, leased ones included; 0 where no program has created it yet."""
+        return await report.length(self.queue)
+
+    async def poisoned(self) -> list[str]:
+        """The content of every poison message."""
+        return [message.content async for message in self.poison_queue.receive_messages()]
+
+
+class Wiretap:
+    """A TCP proxy that keeps what passes, and counts connections."""
+
+    def __init__(self, target: str) -> None:
+        self.host, _, port = target.removeprefix("http://").partition("/")[0].partition(":")
+        self.port = int(port)
+        self.connections = 0
+        self.requests = b""
+        self.answers = b""
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[int]:
+        """The port to connect to."""
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        far_reader, far_writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            await asyncio.gather(self._pump(reader, far_writer, "requests"), self._pump(far_reader, writer, "answers"))
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            far_writer.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: str) -> None:
+        while data := await reader.read(65_536):
+            setattr(self, kept, getattr(self, kept) + data)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    def pop_receipts(self) -> set[str]:
+        return set(re.findall(r"<PopReceipt>([^<]+)</PopReceipt>", self.answers.decode(errors="replace")))
+
+
+@asynccontextmanager
+async def tapped(service: Service) -> AsyncIterator[tuple[str, Wiretap, Wiretap]]:
+    """A connection string that leads through wiretaps before the queue and the table service, and these two."""
+    queue_tap, table_tap = Wiretap(service.queue_endpoint), Wiretap(service.table_endpoint)
+    async with queue_tap.listening() as queue_port, table_tap.listening() as table_port:
+        through = service.connection_string.replace(f":{queue_tap.port}/", f":{queue_port}/")
+        yield through.replace(f":{table_tap.port}/", f":{table_port}/"), queue_tap, table_tap

@@ -1,0 +1,340 @@
+"""What the consumer does with messages, pages, leases and a stop; queue and table are stand-ins."""
+
+import asyncio
+import itertools
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from edw import entity, message
+from edw.consumer import Consumer
+from edw.errors import ContentRefused, Rejected, Unavailable
+from edw.settings import ConsumerSettings
+from edw.stop import Stop
+from standin import StandInQueue, StandInTable, Waiting
+
+
+def good(msg: str = "hello", age: float = 0.0) -> str:
+    return message.compose(msg, datetime.now(UTC) - timedelta(seconds=age))
+
+
+class Workflow:
+    """A consumer between a queue, a poison queue and a table."""
+
+    def __init__(self, *contents: str, **settings: Any) -> None:
+        self.queue = StandInQueue(*contents)
+        self.poison_queue = StandInQueue(name="work-poison")
+        self.table = StandInTable()
+        self.stop = Stop()
+        known: dict[str, Any] = {
+            "storage_account_name": "acct",
+            "queue_name": "work",
+            "table_name": "results",
+            "poll_interval_min": 0.01,
+            "poll_interval_max": 0.02,
+            "drain": True,
+        }
+        self.settings = ConsumerSettings(**known | settings)
+        self.consumer = Consumer(self.settings, self.queue, self.poison_queue, self.table, self.stop)  # type: ignore[arg-type]  # stand-ins
+
+    async def run(self) -> dict[str, int]:
+        async with asyncio.timeout(10):
+            await self.consumer.run()
+        return self.consumer.tally.counts()
+
+    def stored(self) -> list[str]:
+        return sorted(entity.data(row) for row in self.table.rows.values())
+
+    def poisoned(self) -> list[Any]:
+        return [json.loads(waiting.content) for waiting in self.poison_queue.waiting]
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  conditions of many kinds, looked at from outside
+            await asyncio.sleep(0.001)
+
+
+async def test_every_message_is_stored_once_and_then_deleted() -> None:
+    flow = Workflow(*(good(str(number)) for number in range(100)))
+    counts = await flow.run()
+    assert flow.stored() == sorted(str(number) for number in range(100))
+    assert flow.queue.waiting == []
+    assert counts["received"] == counts["stored"] == 100
+
+
+async def test_the_key_is_the_queues_message_id_and_the_time_from_the_source_stamp() -> None:
+    flow = Workflow(good(age=2.0))
+    message_id = flow.queue.waiting[0].message_id
+    await flow.run()
+    (keys, row), *_ = flow.table.rows.items()
+    assert keys[0] == message_id
+    assert 2.0 <= row["messageProcessingTime"] < 12.0
+    assert keys[1] == f"{row['messageProcessingTime']:.6f}"
+
+
+async def test_base64_messages_are_decoded_when_the_settings_say_so() -> None:
+    flow = Workflow(message.encode(good("über"), "base64"), message_encoding="base64")
+    await flow.run()
+    assert flow.stored() == ["über"]
+
+
+async def test_a_message_stored_by_a_consumer_that_crashed_before_deleting_is_only_deleted() -> None:
+    flow = Workflow(good())
+    waiting = flow.queue.waiting[0]
+    waiting.dequeue_count = 1
+    await flow.table.insert({"PartitionKey": waiting.message_id, "RowKey": "0.500000", "data": "hello"})
+    counts = await flow.run()
+    assert len(flow.table.rows) == 1
+    assert flow.queue.waiting == []
+    assert counts["already_stored"] == 1
+
+
+async def test_a_first_delivery_is_not_looked_up() -> None:
+    flow = Workflow(good())
+    await flow.run()
+    assert flow.table.lookups == 0
+
+
+async def test_a_redelivered_message_that_is_not_stored_is_stored() -> None:
+    flow = Workflow(good())
+    flow.queue.waiting[0].dequeue_count = 2
+    await flow.run()
+    assert flow.stored() == ["hello"]
+
+
+async def test_a_conflict_counts_as_stored() -> None:
+    flow = Workflow(good())
+
+    async def conflict(_: object) -> bool:
+        return False
+
+    flow.table.insert = conflict  # type: ignore[method-assign]
+    counts = await flow.run()
+    assert counts["already_stored"] == 1
+    assert flow.queue.waiting == []
+
+
+@pytest.mark.parametrize("content", ["", "not json", "[]", '{"msg": 1, "srcStamp": "2026-11-23 12:00:00"}'])
+async def test_what_can_never_succeed_goes_to_the_poison_queue_whole_and_with_the_reason(content: str) -> None:
+    flow = Workflow(good("before"), content, good("after"))
+    message_id = flow.queue.waiting[1].message_id
+    counts = await flow.run()
+    (envelope,) = flow.poisoned()
+    assert envelope["body"] == content
+    assert envelope["reason"]
+    assert envelope["messageId"] == message_id
+    assert envelope["dequeueCount"] == 1
+    assert {"insertedOn", "expiresOn", "poisonedOn", "consumer"} <= envelope.keys()
+    assert flow.stored() == ["after", "before"]
+    assert flow.queue.waiting == []
+    assert counts["poisoned"] == 1
+
+
+async def test_a_poison_message_never_expires() -> None:
+    flow = Workflow("not json")
+    await flow.run()
+    assert flow.poison_queue.time_to_live == [-1]
+
+
+async def test_poison_is_stored_before_it_is_deleted() -> None:
+    flow = Workflow("not json")
+    flow.queue.faults.plan("delete", Rejected("400"))
+    counts = await flow.run()
+    assert len(flow.poison_queue.waiting) == 2  # once for each delivery: doubled rather than lost
+    assert counts["received"] == 2
+
+
+async def test_what_an_envelope_would_make_too_large_is_stored_bare() -> None:
+    content = '"' * 60_000
+    flow = Workflow(content)
+    await flow.run()
+    assert flow.poison_queue.waiting[0].content == content
+
+
+async def test_content_that_the_table_refuses_goes_to_the_poison_queue() -> None:
+    flow = Workflow(good())
+    flow.table.faults.plan("insert", ContentRefused("insert: 400 PropertyValueTooLarge: too large"))
+    await flow.run()
+    assert "PropertyValueTooLarge" in flow.poisoned()[0]["reason"]
+
+
+async def test_a_message_delivered_too_often_goes_to_the_poison_queue() -> None:
+    flow = Workflow(good("kills"), good("fine"), max_dequeue_count=3)
+    flow.queue.waiting[0].dequeue_count = 3
+    await flow.run()
+    assert flow.poisoned()[0]["reason"] == "delivered 4 times without success"
+    assert flow.poisoned()[0]["dequeueCount"] == 4
+    assert flow.stored() == ["fine"]
+
+
+async def test_a_message_delivered_too_often_that_was_stored_is_not_poison() -> None:
+    flow = Workflow(good(), max_dequeue_count=3)
+    waiting = flow.queue.waiting[0]
+    waiting.dequeue_count = 9
+    await flow.table.insert({"PartitionKey": waiting.message_id, "RowKey": "0.500000"})
+    await flow.run()
+    assert flow.poisoned() == []
+    assert flow.queue.waiting == []
+
+
+async def test_one_messages_failure_delays_that_message_alone() -> None:
+    flow = Workflow(good("1"), good("2"), good("3"))
+    flow.table.faults.plan("insert", RuntimeError("a fault in the program"))
+    with capture_logs() as logs:
+        counts = await flow.run()
+    assert len(flow.stored()) == 2
+    assert counts["released"] == 1
+    (left,) = flow.queue.waiting
+    assert left.visible_at > time.monotonic()
+    assert any(entry["log_level"] == "error" for entry in logs)
+
+
+async def test_a_passing_fault_of_the_table_is_ridden_out() -> None:
+    flow = Workflow(good())
+    flow.table.faults.plan("insert", Unavailable("503"), Unavailable("503"))
+    counts = await flow.run()
+    assert flow.stored() == ["hello"]
+    assert counts["received"] == 1
+
+
+async def test_nothing_is_written_on_a_lease_that_could_end_first() -> None:
+    flow = Workflow(good(), drain=False)
+    flow.table.gate.clear()
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.table.inserting)
+    flow.stop.set()
+    # The insert was slow: by the time it is done, the message has been given to somebody else.
+    flow.queue.waiting[0].pop_receipt = "of another consumer"
+    flow.table.gate.set()
+    counts = await running
+    assert counts["lease_lost"] == 1
+    assert flow.queue.waiting[0].pop_receipt == "of another consumer"
+
+
+async def test_a_message_that_was_held_too_long_is_let_go_untouched() -> None:
+    flow = Workflow(good())
+    receive = flow.queue.receive
+
+    async def late(at_most: int, visibility_timeout: int) -> list[Any]:
+        page = await receive(at_most, visibility_timeout)
+        for delivery in page:
+            delivery.lease.ends = time.monotonic() + 0.1
+        return page
+
+    flow.queue.receive = late  # type: ignore[method-assign]
+    counts = await flow.run()
+    assert flow.stored() == []
+    assert len(flow.queue.waiting) == 1
+    assert counts["lease_lost"] == 1
+
+
+async def test_no_more_is_fetched_than_can_be_started_at_once() -> None:
+    flow = Workflow(*(good() for _ in range(50)), concurrency=10, drain=False)
+    flow.table.gate.clear()
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.table.inserting == 10)
+    received = sum(got for _, got in flow.queue.pages)
+    await asyncio.sleep(0.05)  # several polls' worth
+    assert received == sum(got for _, got in flow.queue.pages) == 10
+    flow.table.gate.set()
+    flow.stop.set()
+    await running
+
+
+async def test_a_few_slow_messages_leave_the_rest_of_the_concurrency_to_others() -> None:
+    flow = Workflow(*(good(str(number)) for number in range(60)), concurrency=4, drain=False)
+    insert, slow = flow.table.insert, asyncio.Event()
+
+    async def sometimes_slow(row: dict[str, Any]) -> bool:
+        if row["data"] in ("0", "1", "2"):
+            await slow.wait()
+        return await insert(row)
+
+    flow.table.insert = sometimes_slow  # type: ignore[method-assign]
+    running = asyncio.create_task(flow.run())
+    await until(lambda: len(flow.table.rows) == 57)
+    slow.set()
+    await until(lambda: len(flow.table.rows) == 60)
+    flow.stop.set()
+    await running
+
+
+async def test_pages_are_full_under_load() -> None:
+    flow = Workflow(*(good() for _ in range(640)))
+    await flow.run()
+    assert all(asked == 32 for asked, got in flow.queue.pages if got)
+    assert len([got for _, got in flow.queue.pages if got]) == 20
+
+
+async def test_an_idle_consumer_polls_ever_less_often() -> None:
+    flow = Workflow(poll_interval_min=0.02, poll_interval_max=0.16, drain=False)
+    polls: list[float] = []
+    flow.queue.on_receive = lambda: polls.append(time.monotonic())
+    running = asyncio.create_task(flow.run())
+    await until(lambda: len(polls) == 6)
+    flow.stop.set()
+    await running
+    gaps = [later - earlier for earlier, later in itertools.pairwise(polls)]
+    assert gaps[0] >= 0.015
+    assert gaps[-1] >= 0.12
+
+
+async def test_drain_ends_only_when_nothing_is_in_flight() -> None:
+    flow = Workflow(good())
+    flow.table.gate.clear()
+    running = asyncio.create_task(flow.run())
+    await until(lambda: len(flow.queue.pages) > 3)
+    assert not running.done()
+    flow.table.gate.set()
+    await running
+    assert flow.stored() == ["hello"]
+
+
+async def test_a_stop_finishes_what_is_in_flight_and_gives_back_what_is_not_started() -> None:
+    flow = Workflow(*(good() for _ in range(4)), drain=False)
+    flow.table.gate.clear()
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.table.inserting == 4)
+    flow.queue.waiting += [Waiting(good()) for _ in range(4)]
+    flow.queue.on_receive = flow.stop.set  # the next page arrives after the stop
+    await until(lambda: flow.consumer.tally.released == 4)
+    flow.table.gate.set()
+    counts = await running
+    assert counts["received"] == 8
+    assert len(flow.stored()) == counts["stored"] == 4
+    assert len(flow.queue.waiting) == 4
+    assert all(waiting.visible_at <= time.monotonic() for waiting in flow.queue.waiting)
+
+
+async def test_a_clock_behind_the_producers_stores_no_negative_time_and_is_reported_once() -> None:
+    flow = Workflow(good("1", age=-60), good("2", age=-60))
+    with capture_logs() as logs:
+        counts = await flow.run()
+    assert [row["messageProcessingTime"] for row in flow.table.rows.values()] == [0.0, 0.0]
+    assert all(row_key == "0.000000" for _, row_key in flow.table.rows)
+    assert counts["clock_behind"] == 2
+    assert len([entry for entry in logs if entry["event"].startswith("clock behind")]) == 1
+
+
+async def test_ready_once_the_queue_answered() -> None:
+    flow = Workflow()
+    assert not flow.consumer.is_ready
+    await flow.run()
+    assert flow.consumer.is_ready
+
+
+def test_a_pop_receipt_is_in_no_representation() -> None:
+    async def deliver() -> str:
+        queue = StandInQueue()
+        queue.waiting.append(Waiting("content"))
+        (delivery,) = await queue.receive(1, 30)
+        return repr(delivery) + repr(delivery.lease)
+
+    shown = asyncio.run(deliver())
+    assert "receipt-1" not in shown
+    assert "content" not in shown

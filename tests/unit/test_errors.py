@@ -1,0 +1,51 @@
+"""What the services answer, as one line and one decision."""
+
+from types import SimpleNamespace
+
+import pytest
+from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ServiceRequestError
+
+from edw.errors import ContentRefused, LeaseLost, Rejected, Unavailable, translated
+
+
+def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") -> HttpResponseError:
+    error = HttpResponseError(message=text)
+    error.status_code = status
+    error.error_code = SimpleNamespace(value=code)  # type: ignore[attr-defined]  # the SDKs set an enum
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ServiceRequestError("Cannot connect to host"), Unavailable),
+        (ClientAuthenticationError("no token\nAttempted credentials:\n..."), Unavailable),
+        (answered(500, "OperationTimedOut"), Unavailable),
+        (answered(503, "ServerBusy"), Unavailable),
+        (answered(429, "TooManyRequests"), Unavailable),
+        (answered(403, "AuthorizationPermissionMismatch"), Unavailable),
+        (answered(401, "NoAuthenticationInformation"), Unavailable),
+        (answered(404, "QueueNotFound"), Unavailable),
+        (answered(409, "TableBeingDeleted"), Unavailable),
+        (answered(400, "PopReceiptMismatch"), LeaseLost),
+        (answered(404, "MessageNotFound"), LeaseLost),
+        (answered(400, "PropertyValueTooLarge"), ContentRefused),
+        (answered(413, "RequestBodyTooLarge"), ContentRefused),
+        (answered(400, "InvalidInput"), Rejected),
+        (answered(400, "InvalidHeaderValue"), Rejected),
+    ],
+    ids=lambda value: (
+        getattr(value, "message", value.__class__.__name__)[:12] if isinstance(value, AzureError) else None
+    ),
+)
+def test_an_error_is_blamed_on_the_service_the_content_or_the_lease(error: AzureError, kind: type) -> None:
+    seen = translated(error, "doing it")
+    assert type(seen) is kind
+    assert str(seen).startswith("doing it: ")
+    assert "\n" not in str(seen)
+
+
+def test_a_refused_identity_is_told_which_roles_to_assign() -> None:
+    text = str(translated(answered(403, "AuthorizationPermissionMismatch"), "receive"))
+    assert "Storage Queue Data Contributor" in text
+    assert "Storage Table Data Contributor" in text
