@@ -22,13 +22,13 @@ from edw import entity, program
 from edw.errors import translated
 from edw.message import STAMP
 from edw.option import integer, option
-from edw.settings import TableSettings
+from edw.settings import WorkflowSettings
 from edw.storage import Storage
 from edw.tally import percentiles
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings(TableSettings):
+class ReportSettings(WorkflowSettings):
     """Compares the table with the messages that a producer sent with --count."""
 
     count: int = option("EDW_COUNT", "messages that were sent", integer(1, 1_000_000_000))

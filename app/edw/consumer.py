@@ -56,11 +56,9 @@ class Consumer:
 
     async def prepare(self) -> None:
         """Creates what is missing of queue, poison queue and table. Raises Unavailable when stopped before."""
-        await asyncio.gather(
-            self._queue_outage.ride_out(self._queue.create),
-            self._queue_outage.ride_out(self._poison_queue.create),
-            self._table_outage.ride_out(self._table.create),
-        )
+        await self._queue_outage.ride_out(self._queue.create)
+        await self._queue_outage.ride_out(self._poison_queue.create)
+        await self._table_outage.ride_out(self._table.create)
 
     async def run(self) -> None:
         """Receives until told to stop, or until there is nothing left if the settings say drain."""
@@ -115,11 +113,13 @@ class Consumer:
         except LeaseLost as error:
             self.tally.lease_lost += 1
             log.debug("lease lost, left to its next consumer", message_id=delivery.message_id, error=str(error))
-        except ServiceError as error:
+        except Unavailable as error:
             log.warning("message will be delivered again", message_id=delivery.message_id, error=str(error))
             await self._release(delivery)
-        except Exception:
-            log.exception("message will be delivered again", message_id=delivery.message_id)
+        except Exception as error:
+            # A refused request needs no traceback, a fault of the program does.
+            is_fault = not isinstance(error, ServiceError)
+            log.error("message failed", message_id=delivery.message_id, error=str(error), exc_info=is_fault)
             await self._release(delivery, min(2**delivery.dequeue_count, RETRY_LONGEST))
         finally:
             self._in_flight -= 1
@@ -162,13 +162,10 @@ class Consumer:
 
     async def _fenced(self, delivery: Delivery, outage: Outage, call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, begun only while the lease outlasts it. Raises LeaseLost."""
-
-        async def under_lease() -> T:
-            if delivery.lease.remaining() < request_timeout(self._settings):
-                raise LeaseLost("the lease could end before the request does")
-            return await call()
-
-        return await outage.ride_out(under_lease, until=delivery.lease.ends)
+        needed = request_timeout(self._settings)
+        if delivery.lease.remaining() < needed:
+            raise LeaseLost("the lease could end before the request does")
+        return await outage.ride_out(call, until=delivery.lease.ends - needed)
 
     async def _release(self, delivery: Delivery, after: int = 0) -> None:
         """Gives the message back for another delivery; where that fails, its lease ends by itself."""

@@ -22,11 +22,18 @@ S = TypeVar("S", bound=ServiceSettings)
 
 def main(settings_class: type[S], run: Callable[[S], Coroutine[Any, Any, int]]) -> int:
     """Runs the program with settings from the command line, the environment and .env; its exit code."""
-    load_dotenv(Path.cwd() / ".env")
     try:
+        _read_dotenv()
         settings = load(settings_class, sys.argv[1:], os.environ, epilog=IDENTITY_VARIABLES)
         log.configure(settings.log_level, settings.log_format)
         return asyncio.run(run(settings))
     except SettingsError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return WRONG_SETTINGS
+
+
+def _read_dotenv() -> None:
+    try:
+        load_dotenv(Path.cwd() / ".env")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f".env cannot be read: {error}") from None

@@ -49,6 +49,12 @@ def endpoint(value: str) -> str:
     return value.rstrip("/")
 
 
+def endpoint_suffix(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", value):
+        raise ValueError("is not a suffix like core.windows.net")
+    return value
+
+
 def connection_string(value: str) -> str:
     if value.strip().lower().rstrip(";") == "usedevelopmentstorage=true":
         return "UseDevelopmentStorage=true"
@@ -102,7 +108,7 @@ class ServiceSettings:
         default_text="derived",
     )
     storage_endpoint_suffix: str = option(
-        "AZURE_STORAGE_ENDPOINT_SUFFIX", "suffix of the cloud", text, default="core.windows.net"
+        "AZURE_STORAGE_ENDPOINT_SUFFIX", "suffix of the cloud", endpoint_suffix, default="core.windows.net"
     )
     message_encoding: str = option(
         "EDW_MESSAGE_ENCODING",
@@ -121,11 +127,18 @@ class ServiceSettings:
     )
 
     def __post_init__(self) -> None:
-        if not (self.storage_connection_string or self.queue_endpoint):
+        self._check_reachable("AZURE_STORAGE_QUEUE_ENDPOINT", self.queue_endpoint)
+
+    def _check_reachable(self, variable: str, url: str) -> None:
+        if self.storage_connection_string:
+            return
+        if not url:
             raise SettingsError(
-                "not set: AZURE_STORAGE_ACCOUNT_NAME (or AZURE_STORAGE_CONNECTION_STRING, "
-                "or the endpoints; --help explains every setting)"
+                f"not set: AZURE_STORAGE_ACCOUNT_NAME (or AZURE_STORAGE_CONNECTION_STRING, or {variable}; "
+                "--help explains every setting)"
             )
+        if url.startswith("http:"):
+            raise SettingsError(f"{variable}: {url!r} is not https, and tokens are sent over https only")
 
     @property
     def queue_endpoint(self) -> str:
@@ -138,8 +151,8 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSettings(ServiceSettings):
-    """The settings of a program that uses the table as well as the queue."""
+class WorkflowSettings(ServiceSettings):
+    """Queue, poison queue and table."""
 
     table_name: str = option("AZURE_TABLE_NAME", "the table", table_name)
     storage_table_endpoint: str | None = option(
@@ -159,8 +172,7 @@ class TableSettings(ServiceSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.storage_connection_string or self.table_endpoint):
-            raise SettingsError("not set: AZURE_STORAGE_TABLE_ENDPOINT (or AZURE_STORAGE_ACCOUNT_NAME)")
+        self._check_reachable("AZURE_STORAGE_TABLE_ENDPOINT", self.table_endpoint)
         if not self.poison_queue_name:
             object.__setattr__(self, "poison_queue_name", f"{self.queue_name}-poison")
         if len(self.poison_queue_name) > QUEUE_NAME_MOST:
@@ -177,7 +189,7 @@ class TableSettings(ServiceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsumerSettings(TableSettings):
+class ConsumerSettings(WorkflowSettings):
     """Takes messages from the queue, stores one entity per message in the table, deletes the message."""
 
     concurrency: int = option("EDW_CONCURRENCY", "messages worked on at once", integer(1, 1000), default=64)

@@ -7,7 +7,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from azure.storage.queue.aio import QueueClient, QueueServiceClient
 
 from edw.option import SettingsError
-from edw.settings import ServiceSettings, TableSettings
+from edw.settings import ServiceSettings, WorkflowSettings
 
 if TYPE_CHECKING:
     from azure.data.tables.aio import TableClient
@@ -29,8 +29,8 @@ class Storage:
         self._client_options: dict[str, Any] = {
             "api_version": API_VERSION,
             "retry_total": 0,
-            "connection_timeout": request_timeout,
-            "read_timeout": request_timeout,
+            "connection_timeout": request_timeout / 2,
+            "read_timeout": request_timeout / 2,
         }
         self._open = AsyncExitStack()
         self._credential: AsyncTokenCredential | None = None
@@ -47,7 +47,7 @@ class Storage:
             self._queues = await self._open.enter_async_context(await self._queue_service())
         return self._queues.get_queue_client(name)
 
-    async def table(self, settings: TableSettings) -> "TableClient":
+    async def table(self, settings: WorkflowSettings) -> "TableClient":
         from azure.data.tables.aio import TableServiceClient  # noqa: PLC0415  the producer starts sooner without
 
         options = self._client_options

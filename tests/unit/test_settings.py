@@ -65,6 +65,8 @@ def test_an_account_or_a_connection_string_is_needed() -> None:
     missing = refusal(AZURE_STORAGE_ACCOUNT_NAME="")
     assert "AZURE_STORAGE_ACCOUNT_NAME" in missing
     assert "AZURE_STORAGE_CONNECTION_STRING" in missing
+    table = refusal(AZURE_STORAGE_ACCOUNT_NAME="", AZURE_STORAGE_QUEUE_ENDPOINT="https://host")
+    assert "AZURE_STORAGE_TABLE_ENDPOINT" in table
 
 
 def test_the_producer_needs_no_table() -> None:
@@ -87,6 +89,8 @@ def test_a_table_name_that_breaks_azures_rules_is_refused_with_the_rule(name: st
         ("AZURE_STORAGE_ACCOUNT_NAME", "My-Account"),
         ("AZURE_STORAGE_QUEUE_ENDPOINT", "acct.queue.core.windows.net"),
         ("AZURE_STORAGE_TABLE_ENDPOINT", "ftp://host"),
+        ("AZURE_STORAGE_TABLE_ENDPOINT", "http://host"),
+        ("AZURE_STORAGE_ENDPOINT_SUFFIX", "https://core.windows.net"),
         ("EDW_POISON_QUEUE_NAME", "Bad"),
         ("EDW_POISON_QUEUE_NAME", "work"),
         ("EDW_MESSAGE_ENCODING", "rot13"),
