@@ -85,7 +85,7 @@ class Consumer:
                 elif self._settings.drain and not was_busy:
                     break
                 if len(page) < room:
-                    await self._stop.wait_for(self._idle.next())
+                    await self._stop.sleep(self._idle.next())
 
     async def _room(self) -> int:
         """How many messages to fetch: never more than can be started at once, and a whole page if that

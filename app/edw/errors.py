@@ -49,11 +49,15 @@ class LeaseLost(ServiceError):
     """Raised when the message's lease is over: its pop receipt is no longer valid."""
 
 
+def unavailable(error: AzureError, doing: str) -> Unavailable:
+    """The failure of a request that concerns no message. `doing` says what was asked of the service."""
+    return Unavailable(f"{doing}: {_line(error)}")
+
+
 def translated(error: AzureError, doing: str) -> ServiceError:
-    """The same failure as one of the errors above. `doing` says what was asked of the service."""
-    code = _code(error)
-    status = error.status_code if isinstance(error, HttpResponseError) else None
-    text = f"{doing}: {_line(error, code, status)}"
+    """The failure of a request that concerns a message, as the error above that says whose fault it is."""
+    code, status = _code(error), _status(error)
+    text = f"{doing}: {_line(error)}"
     if code in _LEASE_LOST:
         return LeaseLost(text)
     if code in _CONTENT:
@@ -65,7 +69,7 @@ def translated(error: AzureError, doing: str) -> ServiceError:
 
 def exists_or_forbidden(error: AzureError) -> bool:
     """Whether something was not created because it exists already, or because the role may not create it."""
-    return isinstance(error, ResourceExistsError) or getattr(error, "status_code", None) == 403
+    return isinstance(error, ResourceExistsError) or _status(error) == 403
 
 
 def _code(error: AzureError) -> str | None:
@@ -73,11 +77,20 @@ def _code(error: AzureError) -> str | None:
     return getattr(code, "value", code)
 
 
-def _line(error: AzureError, code: str | None, status: int | None) -> str:
-    words = (str(error.message).strip().splitlines() or [type(error).__name__])[0].strip()
-    if status is None:
-        if isinstance(error, ClientAuthenticationError):
-            return f"no credential: {words} Set AZURE_STORAGE_CONNECTION_STRING, or sign in with az login."
-        return words
+def _status(error: AzureError) -> int | None:
+    return error.status_code if isinstance(error, HttpResponseError) else None
+
+
+def _line(error: AzureError) -> str:
+    lines = str(error.message).split("\n")
+    code, status = _code(error), _status(error)
+    if status is None and isinstance(error, ClientAuthenticationError):
+        # The reason is in the lines behind the first, one for each credential that was tried.
+        words = " ".join(" ".join(lines).split())
+        return (
+            f"no credential: {words} Remedy: sign in with az login, or check the pod's workload identity, "
+            "or set AZURE_STORAGE_CONNECTION_STRING."
+        )
+    words = lines[0].strip() or type(error).__name__
     remedy = _REMEDIES.get(code or "")
-    return f"{status} {code or ''}: {words}" + (f" Remedy: {remedy}." if remedy else "")
+    return (f"{status} {code}: " if status else "") + words + (f" Remedy: {remedy}." if remedy else "")

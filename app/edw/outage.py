@@ -50,7 +50,7 @@ class Outage:
                     self._failed(error)
                 if self._stop.is_set() or time.monotonic() + wait > until:
                     raise
-                await self._stop.wait_for(wait)
+                await self._stop.sleep(wait)
             except ServiceError:
                 self._answered()
                 raise

@@ -9,7 +9,7 @@ from azure.core.exceptions import AzureError
 from azure.storage.queue import QueueMessage
 from azure.storage.queue.aio import QueueClient
 
-from edw.errors import exists_or_forbidden, translated
+from edw.errors import exists_or_forbidden, translated, unavailable
 from edw.lease import Lease
 
 PAGE_MOST = 32
@@ -45,7 +45,7 @@ class Queue:
         except AzureError as error:
             if exists_or_forbidden(error):
                 return False
-            raise translated(error, f"create queue {self.name}") from error
+            raise unavailable(error, f"create queue {self.name}") from error
         return True
 
     async def receive(self, at_most: int, visibility_timeout: int) -> list[Delivery]:
@@ -62,7 +62,7 @@ class Queue:
                     async for message in page
                 ]
         except AzureError as error:
-            raise translated(error, f"receive from {self.name}") from error
+            raise unavailable(error, f"receive from {self.name}") from error
         return []
 
     async def delete(self, delivery: Delivery) -> None:

@@ -15,7 +15,7 @@ log = structlog.get_logger("edw")
 class Stop(asyncio.Event):
     """Set once the program is asked to stop."""
 
-    async def wait_for(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         """Sleeps for `seconds`, or until the program is asked to stop."""
         if seconds > 0:
             with suppress(TimeoutError):

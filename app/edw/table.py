@@ -5,7 +5,7 @@ from typing import Any
 from azure.core.exceptions import AzureError, ResourceExistsError
 from azure.data.tables.aio import TableClient
 
-from edw.errors import exists_or_forbidden, translated
+from edw.errors import exists_or_forbidden, translated, unavailable
 
 
 class Table:
@@ -25,7 +25,7 @@ class Table:
         except AzureError as error:
             if exists_or_forbidden(error):
                 return False
-            raise translated(error, f"create table {self.name}") from error
+            raise unavailable(error, f"create table {self.name}") from error
         return True
 
     async def insert(self, entity: dict[str, Any]) -> bool:

@@ -386,6 +386,17 @@ async def test_an_unknown_kind_of_credential_names_the_variable(flow: Workflow) 
     assert consumer.stderr.count("\n") == 1
 
 
+async def test_no_credential_is_one_line_that_says_what_to_do(flow: Workflow) -> None:
+    account = {"AZURE_STORAGE_CONNECTION_STRING": "", "AZURE_STORAGE_ACCOUNT_NAME": "acct"}
+    chosen = {"AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential"}  # which looks no further than the environment
+    consumer = await flow.start("consumer", **account, **chosen)
+    error = (await consumer.says("service unavailable, trying again"))["error"]
+    assert "EnvironmentCredential" in error
+    assert "az login" in error
+    assert await consumer.stopped() == 0
+    assert "Traceback" not in consumer.stderr
+
+
 async def test_the_text_log_is_one_line_an_event(flow: Workflow) -> None:
     consumer = await flow.drained(EDW_LOG_FORMAT="text")
     assert len(consumer.stderr.splitlines()) == 2

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ServiceRequestError
 
-from edw.errors import ContentRefused, LeaseLost, Rejected, Unavailable, translated
+from edw.errors import ContentRefused, LeaseLost, Rejected, Unavailable, translated, unavailable
 
 
 def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") -> HttpResponseError:
@@ -49,3 +49,15 @@ def test_a_refused_identity_is_told_which_roles_to_assign() -> None:
     text = str(translated(answered(403, "AuthorizationPermissionMismatch"), "receive"))
     assert "Storage Queue Data Contributor" in text
     assert "Storage Table Data Contributor" in text
+
+
+def test_a_missing_credential_is_one_line_with_the_reason_and_the_remedy() -> None:
+    several = "DefaultAzureCredential failed.\nAttempted credentials:\n\tAzureCliCredential: not found on path"
+    text = str(translated(ClientAuthenticationError(several), "receive"))
+    assert "\n" not in text
+    assert "AzureCliCredential: not found on path" in text
+    assert "az login" in text
+
+
+def test_a_failed_request_that_concerns_no_message_is_never_blamed_on_one() -> None:
+    assert type(unavailable(answered(400, "InvalidHeaderValue"), "receive")) is Unavailable
