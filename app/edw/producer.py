@@ -106,14 +106,17 @@ async def generated(count: int | None) -> AsyncIterator[Composer]:
 async def from_lines(source: BinaryIO, count: int | None) -> AsyncIterator[Composer]:
     """A message for each line that is not blank."""
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+    lines: asyncio.Queue[bytes | OSError | None] = asyncio.Queue()
     room = threading.Semaphore(LINES_AHEAD)
 
     def read() -> None:
         with source, suppress(RuntimeError):  # which says that the loop ended before the source
-            for line in source:
-                room.acquire()
-                loop.call_soon_threadsafe(lines.put_nowait, line)
+            try:
+                for line in source:
+                    room.acquire()
+                    loop.call_soon_threadsafe(lines.put_nowait, line)
+            except OSError as error:
+                loop.call_soon_threadsafe(lines.put_nowait, error)
             loop.call_soon_threadsafe(lines.put_nowait, None)
 
     # A daemon, because nothing can interrupt a read of standard input and the program must end all the same.
@@ -121,7 +124,9 @@ async def from_lines(source: BinaryIO, count: int | None) -> AsyncIterator[Compo
     number = 0
     while (count is None or number < count) and (line := await lines.get()) is not None:
         room.release()
-        if line.strip():
+        if isinstance(line, OSError):
+            yield functools.partial(_unreadable, line)
+        elif line.strip():
             number += 1
             yield functools.partial(body_of_line, line)
 
@@ -140,6 +145,10 @@ def body_of_line(line: bytes, at: datetime) -> str:
     if isinstance(document, dict) and "msg" in document:
         return message.serialize({**document, "srcStamp": document.get("srcStamp", message.stamp(at))})
     return message.compose(text, at)
+
+
+def _unreadable(error: OSError, _: datetime) -> str:
+    raise message.Unprocessable(f"the rest of the input cannot be read: {error.strerror}")
 
 
 def open_input(path: str) -> BinaryIO:

@@ -46,7 +46,8 @@ async def test_the_last_line_says_what_was_sent(flow: Workflow) -> None:
 
 
 async def test_it_is_configured_by_environment_alone(flow: Workflow) -> None:
-    producer = await flow.run("producer", EDW_COUNT="7", EDW_RATE="0", EDW_CONCURRENCY="2")
+    account = {"AZURE_STORAGE_ACCOUNT_NAME": "another"}  # over which the connection string wins
+    producer = await flow.run("producer", EDW_COUNT="7", EDW_RATE="0", EDW_CONCURRENCY="2", **account)
     assert producer.process.returncode == 0
     assert await flow.left() == 7
 

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from edw import entity, message
-from edw.consumer import Consumer
+from edw.consumer import Consumer, request_timeout
 from edw.errors import ContentRefused, Rejected, Unavailable
 from edw.settings import ConsumerSettings
 from edw.stop import Stop
@@ -241,6 +241,30 @@ async def test_a_message_that_was_held_too_long_is_let_go_untouched() -> None:
     assert counts["lease_lost"] == 1
 
 
+async def test_nothing_is_repeated_on_a_lease_that_could_end_first() -> None:
+    flow = Workflow(good())
+    receive, attempts = flow.queue.receive, list[float]()
+    ends = time.monotonic() + request_timeout(flow.settings) + 0.5
+
+    async def short(at_most: int, visibility_timeout: int) -> list[Any]:
+        page = await receive(at_most, visibility_timeout)
+        for delivery in page:
+            delivery.lease.ends = ends
+        return page
+
+    async def unavailable(_: object) -> bool:
+        attempts.append(time.monotonic())
+        if len(attempts) == 1:
+            flow.queue.waiting.clear()  # one delivery is enough
+        raise Unavailable("insert: 503 ServerBusy")
+
+    flow.queue.receive = short  # type: ignore[method-assign]
+    flow.table.insert = unavailable  # type: ignore[method-assign, assignment]
+    await flow.run()
+    assert len(attempts) > 1
+    assert max(attempts) < ends
+
+
 async def test_no_more_is_fetched_than_can_be_started_at_once() -> None:
     flow = Workflow(*(good() for _ in range(50)), concurrency=10, drain=False)
     flow.table.gate.clear()
@@ -277,6 +301,14 @@ async def test_pages_are_full_under_load() -> None:
     await flow.run()
     assert all(asked == 32 for asked, got in flow.queue.pages if got)
     assert len([got for _, got in flow.queue.pages if got]) == 20
+
+
+async def test_a_full_page_is_followed_by_the_next_one_without_waiting() -> None:
+    flow = Workflow(*(good() for _ in range(320)), poll_interval_min=60, poll_interval_max=60, drain=False)
+    running = asyncio.create_task(flow.run())
+    await until(lambda: not flow.queue.waiting)
+    flow.stop.set()
+    await running
 
 
 async def test_an_idle_consumer_polls_ever_less_often() -> None:

@@ -113,6 +113,24 @@ async def test_a_line_that_is_not_utf8_is_counted_as_failed() -> None:
     assert (done.sent, done.failed) == (1, 1)
 
 
+async def test_an_input_that_breaks_off_is_a_failure() -> None:
+    class Broken(io.BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            if line := super().readline(size):
+                return line
+            raise OSError(5, "Input/output error")
+
+        def __next__(self) -> bytes:
+            return self.readline()
+
+    sender = Sender()
+    source = producer.from_lines(cast(Any, Broken(b"one\n")), None)
+    sending = Producer(sender.settings, cast(Any, sender.queue), source, sender.stop)
+    async with asyncio.timeout(5):
+        await sending.run()
+    assert (sending.sent, sending.failed) == (1, 1)
+
+
 async def test_an_input_that_never_ends_does_not_hold_up_a_stop() -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as write_end:
