@@ -160,6 +160,17 @@ async def test_a_message_whose_consumer_died_after_the_insert_is_stored_once(flo
     assert consumer.events("consumer stopped")[0]["already_stored"] == 1
 
 
+async def test_an_entity_that_is_there_already_counts_as_stored(flow: Workflow) -> None:
+    await flow.create()
+    await flow.put(body("hello", message.stamp(datetime.now(UTC) + timedelta(hours=1))))  # which makes the row key 0
+    (sent,) = await flow.queue.peek_messages()
+    await flow.table.create_entity({"PartitionKey": sent.id, "RowKey": "0.000000", "data": "hello"})
+    consumer = await flow.drained()
+    assert consumer.events("consumer stopped")[0]["already_stored"] == 1
+    assert len(await flow.rows()) == 1
+    assert await flow.left() == 0
+
+
 def _visible(flow: Workflow) -> object:
     async def peeked() -> bool:
         return bool(await flow.queue.peek_messages())

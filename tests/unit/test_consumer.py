@@ -324,6 +324,17 @@ async def test_an_idle_consumer_polls_ever_less_often() -> None:
     assert gaps[-1] >= 0.12
 
 
+async def test_the_first_message_after_an_idle_time_makes_polls_frequent_again() -> None:
+    flow = Workflow(poll_interval_min=0.01, poll_interval_max=60, drain=False)
+    running = asyncio.create_task(flow.run())
+    await until(lambda: len(flow.queue.pages) == 7)  # the next waits are 0.64 s, 1.28 s, 2.56 s …
+    flow.queue.waiting.append(Waiting(good()))
+    await until(flow.stored)
+    await until(lambda: len(flow.queue.pages) >= 14)
+    flow.stop.set()
+    await running
+
+
 async def test_drain_ends_only_when_nothing_is_in_flight() -> None:
     flow = Workflow(good())
     flow.table.gate.clear()
