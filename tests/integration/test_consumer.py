@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -330,22 +331,24 @@ async def test_few_requests_per_message(flow: Workflow, service: Service) -> Non
     assert requests <= 2.1 * 320
 
 
-async def test_probes_answer_on_the_port(flow: Workflow) -> None:
-    port = _free_port()
-    consumer = await flow.start("consumer", EDW_HTTP_PORT=str(port))
-    async with aiohttp.ClientSession() as http:
+async def test_a_consumer_is_alive_without_the_service_and_ready_with_it(flow: Workflow) -> None:
+    nowhere = f"http://127.0.0.1:{_free_port()}/{ACCOUNT}"
+    account = f"AccountName={ACCOUNT};AccountKey={KEY};QueueEndpoint={nowhere};TableEndpoint={nowhere}"
+    for environment, readiness in (({"AZURE_STORAGE_CONNECTION_STRING": account}, 503), ({}, 200)):
+        port = _free_port()
+        consumer = await flow.start("consumer", EDW_HTTP_PORT=str(port), **environment)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+            await eventually(partial(_answers, http, "/livez", 200))
+            await eventually(partial(_answers, http, "/readyz", readiness))
+        assert await consumer.stopped() == 0
 
-        async def ready() -> bool:
-            try:
-                async with http.get(f"http://127.0.0.1:{port}/readyz") as answer:
-                    return answer.status == 200
-            except aiohttp.ClientConnectionError:
-                return False
 
-        await eventually(ready)
-        async with http.get(f"http://127.0.0.1:{port}/livez") as answer:
-            assert answer.status == 200
-    assert await consumer.stopped() == 0
+async def _answers(http: aiohttp.ClientSession, path: str, status: int) -> bool:
+    try:
+        async with http.get(path) as answer:
+            return answer.status == status
+    except aiohttp.ClientConnectionError:
+        return False
 
 
 async def test_a_port_in_use_is_one_line_that_names_the_setting(flow: Workflow) -> None:
