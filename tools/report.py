@@ -108,7 +108,7 @@ def _time(stamp: str) -> datetime:
 
 
 async def run(settings: ReportSettings) -> int:
-    async with Storage(settings, request_timeout=30) as storage:
+    async with Storage(settings) as storage:
         try:
             report = await examine(
                 await storage.queue(settings.queue_name),

@@ -40,6 +40,7 @@ class Consumer:
         self._table = table
         self._stop = stop
         self._queue_outage = Outage("queue", stop)
+        self._poison_outage = Outage("poison queue", stop)
         self._table_outage = Outage("table", stop)
         self._idle = Backoff(settings.poll_interval_min, settings.poll_interval_max)
         # Half of the concurrency at a time: the other half keeps working while a page is fetched.
@@ -57,7 +58,7 @@ class Consumer:
     async def prepare(self) -> None:
         """Creates what is missing of queue, poison queue and table. Raises Unavailable when stopped before."""
         await self._queue_outage.ride_out(self._queue.create)
-        await self._queue_outage.ride_out(self._poison_queue.create)
+        await self._poison_outage.ride_out(self._poison_queue.create)
         await self._table_outage.ride_out(self._table.create)
 
     async def run(self) -> None:
@@ -67,10 +68,14 @@ class Consumer:
                 room = await self._room()
                 was_busy = self._in_flight > 0
                 try:
+                    # Nothing new while the table is down: each delivery counts against its message.
+                    await self._table_outage.over(partial(self._table.holds, ""))
+                    if self._stop.is_set():
+                        break
                     page = await self._queue_outage.ride_out(
                         partial(self._queue.receive, room, self._settings.visibility_timeout)
                     )
-                except Unavailable:
+                except Unavailable:  # and asked to stop
                     break
                 self._polled = True
                 self.tally.received += len(page)
@@ -114,8 +119,8 @@ class Consumer:
             self.tally.lease_lost += 1
             log.debug("lease lost, left to its next consumer", message_id=delivery.message_id, error=str(error))
         except Unavailable as error:
-            log.warning("message will be delivered again", message_id=delivery.message_id, error=str(error))
-            await self._release(delivery)
+            # Not given back: what had no answer may still be done, and must not meet the next delivery's insert.
+            log.warning("message left to its lease", message_id=delivery.message_id, error=str(error))
         except Exception as error:
             # A refused request needs no traceback, a fault of the program does.
             is_fault = not isinstance(error, ServiceError)
@@ -156,39 +161,45 @@ class Consumer:
     async def _poison(self, delivery: Delivery, reason: str) -> None:
         # Stored there before it is deleted here: a crash between the two doubles rather than loses.
         content = poison.envelope(delivery, reason, consumer=socket.gethostname())
-        await self._fenced(delivery, self._queue_outage, partial(self._poison_queue.send, content, time_to_live=-1))
+        await self._fenced(delivery, self._poison_outage, partial(self._poison_queue.send, content, time_to_live=-1))
         self.tally.poisoned += 1
         log.warning("message sent to the poison queue", message_id=delivery.message_id, reason=reason)
 
     async def _fenced(self, delivery: Delivery, outage: Outage, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of `call`, begun only while the lease outlasts it. Raises LeaseLost."""
-        needed = request_timeout(self._settings)
+        """The result of `call`, begun only while the lease outlasts it. Raises LeaseLost.
+
+        It must last for two requests: the service may take its time over one that is given up here.
+        """
+        needed = 2 * request_timeout(self._settings)
         if delivery.lease.remaining() < needed:
             raise LeaseLost("the lease could end before the request does")
         return await outage.ride_out(call, until=delivery.lease.ends - needed)
 
     async def _release(self, delivery: Delivery, after: int = 0) -> None:
         """Gives the message back for another delivery; where that fails, its lease ends by itself."""
-        with suppress(ServiceError):
+        try:
             await self._queue.release(delivery, after)
             self.tally.released += 1
+        except Exception as error:
+            log.debug("message not given back", message_id=delivery.message_id, error=str(error))
 
 
 def request_timeout(settings: ConsumerSettings) -> float:
-    """Seconds one request may take: short enough for a second attempt within the lease."""
+    """Seconds one request may take: short enough for several attempts within the lease."""
     return min(10.0, settings.visibility_timeout / 6)
 
 
 async def run(settings: ConsumerSettings) -> int:
     stop = on_signals()
     started = time.monotonic()
+    timeout = request_timeout(settings)
     async with AsyncExitStack() as opened:
-        storage = await opened.enter_async_context(Storage(settings, request_timeout(settings)))
+        storage = await opened.enter_async_context(Storage(settings))
         consumer = Consumer(
             settings,
-            Queue(await storage.queue(settings.queue_name)),
-            Queue(await storage.queue(settings.poison_queue_name)),
-            Table(await storage.table(settings)),
+            Queue(await storage.queue(settings.queue_name), timeout),
+            Queue(await storage.queue(settings.poison_queue_name), timeout),
+            Table(await storage.table(settings), timeout),
             stop,
         )
         if settings.http_port:

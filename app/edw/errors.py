@@ -1,6 +1,9 @@
 """What can go wrong between a program and the storage services, in one line each."""
 
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ResourceExistsError
+import json
+import re
+
+from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
 _LEASE_LOST = {"PopReceiptMismatch", "MessageNotFound"}
 _MISSING = {"QueueNotFound", "TableNotFound", "QueueBeingDeleted", "TableBeingDeleted", "ResourceNotFound"}
@@ -16,6 +19,8 @@ _CONTENT = {
     "MessageTooLarge",
     "InvalidXmlDocument",
 }
+# A URL's query can hold a signature or a pop receipt.
+_URL_QUERY = re.compile(r"(https?://[^\s?]+)\?\S*")
 _REMEDIES = {
     "AuthorizationPermissionMismatch": "assign the roles Storage Queue Data Contributor and "
     "Storage Table Data Contributor to the identity (minutes may pass until they count)",
@@ -49,14 +54,14 @@ class LeaseLost(ServiceError):
     """Raised when the message's lease is over: its pop receipt is no longer valid."""
 
 
-def unavailable(error: AzureError, doing: str) -> Unavailable:
+def unavailable(error: Exception, doing: str) -> Unavailable:
     """The failure of a request that concerns no message. `doing` says what was asked of the service."""
     return Unavailable(f"{doing}: {_line(error)}")
 
 
-def translated(error: AzureError, doing: str) -> ServiceError:
+def translated(error: Exception, doing: str) -> ServiceError:
     """The failure of a request that concerns a message, as the error above that says whose fault it is."""
-    code, status = _code(error), _status(error)
+    code, status = code_of(error), _status(error)
     text = f"{doing}: {_line(error)}"
     if code in _LEASE_LOST:
         return LeaseLost(text)
@@ -69,28 +74,43 @@ def translated(error: AzureError, doing: str) -> ServiceError:
 
 def exists_or_forbidden(error: AzureError) -> bool:
     """Whether something was not created because it exists already, or because the role may not create it."""
-    return isinstance(error, ResourceExistsError) or _status(error) == 403
+    return code_of(error) in ("QueueAlreadyExists", "TableAlreadyExists") or _status(error) == 403
 
 
-def _code(error: AzureError) -> str | None:
+def code_of(error: Exception) -> str | None:
+    """The service's own error code, None where it gave none."""
+    return _answer(error)[0]
+
+
+def _answer(error: Exception) -> tuple[str | None, str]:
+    """The service's error code and message."""
+    said = str(getattr(error, "message", None) or error)
     code = getattr(error, "error_code", None)
-    return getattr(code, "value", code)
+    response = getattr(error, "response", None)
+    if code is not None or response is None:
+        return getattr(code, "value", code), said
+    # The table SDK leaves the answer to an insert as it is.
+    try:
+        body = json.loads(response.text())["odata.error"]
+        return body["code"], body["message"]["value"]
+    except (ValueError, KeyError, TypeError):
+        return response.headers.get("x-ms-error-code"), said
 
 
-def _status(error: AzureError) -> int | None:
+def _status(error: Exception) -> int | None:
     return error.status_code if isinstance(error, HttpResponseError) else None
 
 
-def _line(error: AzureError) -> str:
-    lines = str(error.message).split("\n")
-    code, status = _code(error), _status(error)
+def _line(error: Exception) -> str:
+    code, said = _answer(error)
+    status = _status(error)
+    said = _URL_QUERY.sub(r"\1", said)
     if status is None and isinstance(error, ClientAuthenticationError):
         # The reason is in the lines behind the first, one for each credential that was tried.
-        words = " ".join(" ".join(lines).split())
         return (
-            f"no credential: {words} Remedy: sign in with az login, or check the pod's workload identity, "
-            "or set AZURE_STORAGE_CONNECTION_STRING."
+            f"no credential: {' '.join(said.split())} Remedy: sign in with az login, or check the pod's workload "
+            "identity, or set AZURE_STORAGE_CONNECTION_STRING."
         )
-    words = lines[0].strip() or type(error).__name__
+    words = said.strip().split("\n")[0].strip() or type(error).__name__
     remedy = _REMEDIES.get(code or "")
     return (f"{status} {code}: " if status else "") + words + (f" Remedy: {remedy}." if remedy else "")

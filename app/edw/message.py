@@ -35,8 +35,9 @@ def compose(msg: str, at: datetime) -> str:
 
 
 def serialize(document: Any) -> str:
+    """JSON. Raises ValueError for numbers that JSON does not have, RecursionError for what is nested too deep."""
     # Pure ASCII: control characters and what XML forbids travel escaped, whatever the service's parser does.
-    return json.dumps(document, ensure_ascii=True)
+    return json.dumps(document, ensure_ascii=True, allow_nan=False)
 
 
 def parse(body: str) -> Message:

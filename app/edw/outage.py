@@ -1,4 +1,4 @@
-"""Outages of a service: what could not be done is repeated, and the log says once that it is down and up."""
+"""Outages of a service: what could not be done is repeated, and the log says so now and then, not each time."""
 
 import math
 import time
@@ -13,19 +13,26 @@ from edw.stop import Stop
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
 LOG_EVERY = 30.0
+QUIET = 1.0
 
 T = TypeVar("T")
 log = structlog.get_logger("edw")
 
 
 class Outage:
-    """What all users of one service know of its state."""
+    """What all users of one service know of its state.
+
+    It is on from the second failure of a call until an answer at least `QUIET` seconds after the last failure:
+    a service that throttles answers some requests and not others.
+    """
 
     def __init__(self, service: str, stop: Stop) -> None:
         self._service = service
         self._stop = stop
         self._down_since: float | None = None
+        self._last_failure = 0.0
         self._next_log = 0.0
+        self._is_logged = False
 
     @property
     def is_on(self) -> bool:
@@ -34,8 +41,8 @@ class Outage:
     async def ride_out(self, call: Callable[[], Awaitable[T]], until: float = math.inf) -> T:
         """The result of `call`, repeated while the service is unavailable.
 
-        Raises the last Unavailable once the program is to stop, or when the next attempt would begin after
-        `until`, in seconds of the monotonic clock. Other errors are the service's answer and raised at once.
+        Raises the last Unavailable once the program is asked to stop, or when the next attempt would begin
+        after `until`, in seconds of the monotonic clock. Other errors are the service's answer and raised at once.
         """
         waits = Backoff(FIRST_WAIT, LONGEST_WAIT)
         attempts = 0
@@ -44,13 +51,13 @@ class Outage:
                 result = await call()
             except Unavailable as error:
                 attempts += 1
-                wait = waits.next()
                 # One failure is no outage: a connection that the other side closed while it was idle.
                 if attempts > 1:
                     self._failed(error)
-                if self._stop.is_set() or time.monotonic() + wait > until:
+                if not self._stop.is_set():
+                    await self._stop.sleep(min(waits.next(), until - time.monotonic()))
+                if self._stop.is_set() or time.monotonic() >= until:
                     raise
-                await self._stop.sleep(wait)
             except ServiceError:
                 self._answered()
                 raise
@@ -58,17 +65,28 @@ class Outage:
                 self._answered()
                 return result
 
+    async def over(self, call: Callable[[], Awaitable[object]]) -> None:
+        """Returns when no outage is on, which it finds out with `call`, or when the program is asked to stop.
+
+        Raises Unavailable when it is asked to stop in the midst of an outage.
+        """
+        while self.is_on and not self._stop.is_set():
+            await self.ride_out(call)
+            await self._stop.sleep(QUIET / 2)
+
     def _failed(self, error: Unavailable) -> None:
-        now = time.monotonic()
+        now = self._last_failure = time.monotonic()
         if self._down_since is None:
             self._down_since = now
-            self._next_log = now
         if now >= self._next_log:
             log.warning("service unavailable, trying again", service=self._service, error=str(error))
             self._next_log = now + LOG_EVERY
+            self._is_logged = True
 
     def _answered(self) -> None:
-        if self._down_since is not None:
-            seconds = round(time.monotonic() - self._down_since, 1)
-            log.info("service available again", service=self._service, seconds=seconds)
-            self._down_since = None
+        now = time.monotonic()
+        if self._down_since is None or now - self._last_failure < QUIET:
+            return
+        if self._is_logged:
+            log.info("service available again", service=self._service, seconds=round(now - self._down_since, 1))
+        self._down_since, self._is_logged = None, False

@@ -37,6 +37,22 @@ Composer = Callable[[datetime], str]
 log = structlog.get_logger("edw")
 
 
+class Pace:
+    """The turns of a rate in messages a second; 0 has no turns to wait for."""
+
+    def __init__(self, rate: float) -> None:
+        self._gap = 1 / rate if rate else 0.0
+        self._turn: float | None = None
+
+    def wait(self, now: float) -> float:
+        """Seconds from `now` until the turn of the next message; negative if it is late."""
+        if not self._gap:
+            return 0.0
+        turn = now if self._turn is None else max(self._turn, now - CATCH_UP)
+        self._turn = turn + self._gap
+        return turn - now
+
+
 class Producer:
     """Sends up to `concurrency` messages at once, begun at the rate of the settings."""
 
@@ -47,7 +63,7 @@ class Producer:
         self._stop = stop
         self._outage = Outage("queue", stop)
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._turn = time.monotonic()
+        self._pace = Pace(settings.rate or 0)
         self.sent = 0
         self.failed = 0
 
@@ -63,23 +79,19 @@ class Producer:
         async with asyncio.TaskGroup() as sends:
             stopped = asyncio.create_task(self._stop.wait())
             begun = asyncio.create_task(self._begin(sends))
-            await asyncio.wait({begun, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if not begun.cancel():
+            try:
+                await asyncio.wait({begun, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stopped.cancel()
+                ended_by_itself = not begun.cancel()
+            if ended_by_itself:
                 begun.result()
 
     async def _begin(self, sends: asyncio.TaskGroup) -> None:
         async for compose in self._messages:
             await self._slots.acquire()
-            await self._pace()
+            await asyncio.sleep(self._pace.wait(time.monotonic()))
             sends.create_task(self._send(compose))
-
-    async def _pace(self) -> None:
-        """Waits for the turn of the next message."""
-        if self._settings.rate:
-            now = time.monotonic()
-            await asyncio.sleep(self._turn - now)
-            self._turn = max(self._turn, now - CATCH_UP) + 1 / self._settings.rate
 
     async def _send(self, compose: Composer) -> None:
         try:
@@ -88,9 +100,10 @@ class Producer:
                 raise message.Unprocessable(f"{len(content)} bytes, and a message has at most {BODY_MOST}")
             await self._outage.ride_out(functools.partial(self._queue.send, content, self._settings.time_to_live))
             self.sent += 1
-        except (ServiceError, message.Unprocessable) as error:
+        except Exception as error:
             self.failed += 1
-            log.error("message not sent", error=str(error))
+            is_fault = not isinstance(error, ServiceError | message.Unprocessable)
+            log.error("message not sent", error=str(error), exc_info=is_fault)
         finally:
             self._slots.release()
 
@@ -140,10 +153,10 @@ def body_of_line(line: bytes, at: datetime) -> str:
         raise message.Unprocessable(f"a line that is not UTF-8: {error.reason} at byte {error.start}") from None
     try:
         document = json.loads(text)
+        if isinstance(document, dict) and "msg" in document:
+            return message.serialize({**document, "srcStamp": document.get("srcStamp", message.stamp(at))})
     except (ValueError, RecursionError):
-        document = None
-    if isinstance(document, dict) and "msg" in document:
-        return message.serialize({**document, "srcStamp": document.get("srcStamp", message.stamp(at))})
+        pass  # what cannot be read, or not be written as JSON again, is text
     return message.compose(text, at)
 
 
@@ -160,10 +173,12 @@ def open_input(path: str) -> BinaryIO:
 
 
 async def run(settings: ProducerSettings) -> int:
-    stop = on_signals()
+    # Before signals only ask: opening a named pipe waits for its writer.
     messages = from_lines(open_input(settings.input), settings.count) if settings.input else generated(settings.count)
-    async with Storage(settings, REQUEST_TIMEOUT) as storage:
-        producer = Producer(settings, Queue(await storage.queue(settings.queue_name)), messages, stop)
+    stop = on_signals()
+    async with Storage(settings) as storage:
+        queue = Queue(await storage.queue(settings.queue_name), REQUEST_TIMEOUT)
+        producer = Producer(settings, queue, messages, stop)
         log.info("producer started", queue=settings.queue_name)
         started = time.monotonic()
         if settings.duration:

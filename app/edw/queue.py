@@ -9,8 +9,9 @@ from azure.core.exceptions import AzureError
 from azure.storage.queue import QueueMessage
 from azure.storage.queue.aio import QueueClient
 
-from edw.errors import exists_or_forbidden, translated, unavailable
+from edw.errors import exists_or_forbidden, unavailable
 from edw.lease import Lease
+from edw.request import request
 
 PAGE_MOST = 32
 """Messages of one receive: learn.microsoft.com/rest/api/storageservices/get-messages"""
@@ -29,29 +30,29 @@ class Delivery:
 
 
 class Queue:
-    """Every method raises an error of edw.errors when the service does not do what it is asked."""
+    """Every method sends one request of at most `request_timeout` seconds, and raises an error of edw.errors
+    when the service does not do what it is asked."""
 
-    def __init__(self, client: QueueClient) -> None:
+    def __init__(self, client: QueueClient, request_timeout: float) -> None:
         self._client = client
-
-    @property
-    def name(self) -> str:
-        return self._client.queue_name
+        self._request_timeout = request_timeout
+        self.name = client.queue_name
 
     async def create(self) -> bool:
         """Creates the queue; False where it exists, or may exist but the role does not allow to create it."""
-        try:
-            await self._client.create_queue()
-        except AzureError as error:
-            if exists_or_forbidden(error):
-                return False
-            raise unavailable(error, f"create queue {self.name}") from error
+        async with request(f"create queue {self.name}", self._request_timeout, unavailable):
+            try:
+                await self._client.create_queue()
+            except AzureError as error:
+                if exists_or_forbidden(error):
+                    return False
+                raise
         return True
 
     async def receive(self, at_most: int, visibility_timeout: int) -> list[Delivery]:
         """One page of up to `at_most` messages, leased for `visibility_timeout` seconds."""
         asked_at = time.monotonic()
-        try:
+        async with request(f"receive from {self.name}", self._request_timeout, unavailable):
             # Without max_messages the iterator goes on until the queue is empty.
             pages = self._client.receive_messages(
                 max_messages=at_most, messages_per_page=at_most, visibility_timeout=visibility_timeout
@@ -61,29 +62,21 @@ class Queue:
                     _delivery(message, Lease(message.pop_receipt or "", asked_at + visibility_timeout))
                     async for message in page
                 ]
-        except AzureError as error:
-            raise unavailable(error, f"receive from {self.name}") from error
         return []
 
     async def delete(self, delivery: Delivery) -> None:
-        try:
+        async with request(f"delete from {self.name}", self._request_timeout):
             await self._client.delete_message(delivery.message_id, delivery.lease.pop_receipt)
-        except AzureError as error:
-            raise translated(error, f"delete from {self.name}") from error
 
     async def release(self, delivery: Delivery, after: int = 0) -> None:
         """Makes the message visible again, `after` seconds from now; its lease is over."""
-        try:
+        async with request(f"release to {self.name}", self._request_timeout):
             await self._client.update_message(delivery.message_id, delivery.lease.pop_receipt, visibility_timeout=after)
-        except AzureError as error:
-            raise translated(error, f"release to {self.name}") from error
 
     async def send(self, content: str, time_to_live: int | None = None) -> None:
         """Puts a message; `time_to_live` in seconds, -1 for no end, None for the service's 7 days."""
-        try:
+        async with request(f"send to {self.name}", self._request_timeout):
             await self._client.send_message(content, time_to_live=time_to_live)
-        except AzureError as error:
-            raise translated(error, f"send to {self.name}") from error
 
 
 def _delivery(message: QueueMessage, lease: Lease) -> Delivery:

@@ -43,8 +43,12 @@ def table_name(value: str) -> str:
 
 
 def endpoint(value: str) -> str:
-    url = urlsplit(value)
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+    try:
+        url = urlsplit(value)
+        is_whole = bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:  # no port, or one out of range
+        is_whole = False
+    if not is_whole or url.scheme not in ("http", "https") or url.username or url.query or url.fragment:
         raise ValueError("is not an endpoint like https://account.queue.core.windows.net")
     return value.rstrip("/")
 
@@ -66,6 +70,11 @@ def connection_string(value: str) -> str:
             "is not a connection string: name=value pairs joined by semicolons, with AccountName and "
             "AccountKey or with SharedAccessSignature"
         )
+    for name in ("QueueEndpoint", "TableEndpoint"):
+        try:
+            endpoint(parts.get(name, "https://derived"))
+        except ValueError as error:
+            raise ValueError(f"has a {name} that {error}") from None
     if keyed and not _is_base64(parts["AccountKey"]):
         raise ValueError("has an AccountKey that is not Base64: is it whole?")
     if signed and not keyed and "QueueEndpoint" not in parts:
@@ -137,7 +146,7 @@ class ServiceSettings:
                 f"not set: AZURE_STORAGE_ACCOUNT_NAME (or AZURE_STORAGE_CONNECTION_STRING, or {variable}; "
                 "--help explains every setting)"
             )
-        if url.startswith("http:"):
+        if urlsplit(url).scheme == "http":
             raise SettingsError(f"{variable}: {url!r} is not https, and tokens are sent over https only")
 
     @property

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import structlog
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from edw.startup import SIGNALS
 
 log = structlog.get_logger("edw")
 
@@ -23,7 +23,7 @@ class Stop(asyncio.Event):
 
 
 def on_signals() -> Stop:
-    """A Stop that the process's signals set. As PID 1 a process without a handler ignores SIGTERM."""
+    """A Stop that the process's signals set."""
     stop = Stop()
     signals = 0
 
@@ -38,9 +38,3 @@ def on_signals() -> Stop:
     for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, received, number)
     return stop
-
-
-def end_at_once_on_signals() -> None:
-    """For the time until `on_signals`, while modules load and nothing has begun: a signal ends the process."""
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: os._exit(0))

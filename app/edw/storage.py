@@ -20,18 +20,13 @@ newer than what emulators and sovereign clouds offer, and nothing the programs a
 class Storage:
     """An asynchronous context manager that closes what it opened.
 
-    `request_timeout` bounds, in seconds, each request. The SDKs do not repeat requests by themselves: the
-    programs do, because only they know how long a lease still lasts and when they are asked to stop.
+    The SDKs do not repeat requests by themselves: the programs do, because only they know how long a lease
+    still lasts and when they are asked to stop.
     """
 
-    def __init__(self, settings: ServiceSettings, request_timeout: float) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
-        self._client_options: dict[str, Any] = {
-            "api_version": API_VERSION,
-            "retry_total": 0,
-            "connection_timeout": request_timeout / 2,
-            "read_timeout": request_timeout / 2,
-        }
+        self._client_options: dict[str, Any] = {"api_version": API_VERSION, "retry_total": 0}
         self._open = AsyncExitStack()
         self._credential: AsyncTokenCredential | None = None
         self._queues: QueueServiceClient | None = None
@@ -78,6 +73,6 @@ class Storage:
         try:
             credential = DefaultAzureCredential()
         except ValueError as error:
-            raise SettingsError(f"AZURE_TOKEN_CREDENTIALS: {error}") from None
+            raise SettingsError(f"AZURE_TOKEN_CREDENTIALS or AZURE_AUTHORITY_HOST: {error}") from None
         self._credential = await self._open.enter_async_context(credential)
         return credential

@@ -2,50 +2,51 @@
 
 from typing import Any
 
-from azure.core.exceptions import AzureError, ResourceExistsError
+from azure.core.exceptions import AzureError
 from azure.data.tables.aio import TableClient
 
-from edw.errors import exists_or_forbidden, translated, unavailable
+from edw.errors import code_of, exists_or_forbidden, unavailable
+from edw.request import request
 
 
 class Table:
-    """Every method raises an error of edw.errors when the service does not do what it is asked."""
+    """Every method sends one request of at most `request_timeout` seconds, and raises an error of edw.errors
+    when the service does not do what it is asked."""
 
-    def __init__(self, client: TableClient) -> None:
+    def __init__(self, client: TableClient, request_timeout: float) -> None:
         self._client = client
-
-    @property
-    def name(self) -> str:
-        return self._client.table_name
+        self._request_timeout = request_timeout
+        self.name = client.table_name
 
     async def create(self) -> bool:
         """Creates the table; False where it exists, or may exist but the role does not allow to create it."""
-        try:
-            await self._client.create_table()
-        except AzureError as error:
-            if exists_or_forbidden(error):
-                return False
-            raise unavailable(error, f"create table {self.name}") from error
+        async with request(f"create table {self.name}", self._request_timeout, unavailable):
+            try:
+                await self._client.create_table()
+            except AzureError as error:
+                if exists_or_forbidden(error):
+                    return False
+                raise
         return True
 
     async def insert(self, entity: dict[str, Any]) -> bool:
-        """Stores the entity; False where one of its keys is stored already."""
-        try:
-            await self._client.create_entity(entity)
-        except ResourceExistsError:
-            return False
-        except AzureError as error:
-            raise translated(error, f"insert into {self.name}") from error
+        """Stores the entity; False where its keys are stored already."""
+        async with request(f"insert into {self.name}", self._request_timeout):
+            try:
+                await self._client.create_entity(entity)
+            except AzureError as error:
+                # By its code: a table that is being deleted answers 409 too, and has stored nothing.
+                if code_of(error) == "EntityAlreadyExists":
+                    return False
+                raise
         return True
 
     async def holds(self, message_id: str) -> bool:
         """Whether an entity is stored for the message."""
-        try:
+        async with request(f"look up in {self.name}", self._request_timeout):
             found = self._client.query_entities(
                 "PartitionKey eq @id", parameters={"id": message_id}, select=["RowKey"], results_per_page=1
             )
             async for _ in found:
                 return True
-        except AzureError as error:
-            raise translated(error, f"look up in {self.name}") from error
         return False

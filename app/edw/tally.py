@@ -11,7 +11,8 @@ SAMPLE = 10_000
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one run. `received` counts deliveries, the others what became of them."""
+    """Counts of one run. `received` counts deliveries, the others what became of them; a message that is stored
+    and whose lease is lost before it is deleted counts as both."""
 
     received: int = 0
     stored: int = 0

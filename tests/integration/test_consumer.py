@@ -206,7 +206,7 @@ async def test_a_signal_stops_an_idle_consumer_with_0(flow: Workflow, number: si
 
 async def test_a_stop_under_load_leaves_every_message_stored_or_visible(flow: Workflow) -> None:
     await flow.run("producer", "--count", "600", "--rate", "0")
-    consumer = await flow.start("consumer")
+    consumer = await flow.start("consumer", EDW_CONCURRENCY="2")
     await eventually(flow.stored)
     assert await consumer.stopped() == 0
     stored = await flow.stored()
@@ -396,7 +396,7 @@ async def test_an_unknown_kind_of_credential_names_the_variable(flow: Workflow) 
         **{"AZURE_TOKEN_CREDENTIALS": "Nonsense"},
     )
     assert consumer.process.returncode == 2
-    assert consumer.stderr.startswith("aqs-consumer.py: AZURE_TOKEN_CREDENTIALS:")
+    assert consumer.stderr.startswith("aqs-consumer.py: AZURE_TOKEN_CREDENTIALS or AZURE_AUTHORITY_HOST:")
     assert consumer.stderr.count("\n") == 1
 
 

@@ -186,7 +186,7 @@ async def test_azurite_ends_with_the_process_that_started_it_however_that_ended(
 async def test_the_runners_services_answer_at_once(tmp_path: Path) -> None:
     with azurite.running() as service:
         settings = Workflow(service.connection_string, tmp_path).settings
-        async with Storage(settings, request_timeout=10) as storage:
+        async with Storage(settings) as storage:
             queue = await storage.queue("work")
             await queue.create_queue()
             await queue.send_message(message.serialize({}))

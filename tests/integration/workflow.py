@@ -97,7 +97,7 @@ class Workflow:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Workflow"]:
-        async with Storage(self.settings, request_timeout=10) as storage:
+        async with Storage(self.settings) as storage:
             self.queue = await storage.queue(self.settings.queue_name)
             self.poison_queue = await storage.queue(self.settings.poison_queue_name)
             self.table = await storage.table(self.settings)

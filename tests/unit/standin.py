@@ -50,6 +50,8 @@ class StandInQueue:
         """Asked for and got, of every receive."""
         self.on_receive: Callable[[], None] = lambda: None
         self.time_to_live: list[int | None] = []
+        self.send_takes = 0.0
+        self.sending = self.most_sending = 0
         self._receipts = itertools.count(1)
 
     async def create(self) -> bool:
@@ -80,6 +82,7 @@ class StandInQueue:
         return page
 
     async def delete(self, delivery: Delivery) -> None:
+        await asyncio.sleep(0)
         self.faults.strike("delete")
         self.waiting.remove(self._leased(delivery))
 
@@ -91,6 +94,10 @@ class StandInQueue:
 
     async def send(self, content: str, time_to_live: int | None = None) -> None:
         await asyncio.sleep(0)
+        self.sending += 1
+        self.most_sending = max(self.most_sending, self.sending)
+        await asyncio.sleep(self.send_takes)
+        self.sending -= 1
         self.faults.strike("send")
         self.waiting.append(Waiting(content))
         self.time_to_live.append(time_to_live)
@@ -121,6 +128,7 @@ class StandInTable:
     async def insert(self, entity: dict[str, Any]) -> bool:
         self.inserting += 1
         try:
+            await asyncio.sleep(0)
             await self.gate.wait()
         finally:
             self.inserting -= 1

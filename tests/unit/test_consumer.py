@@ -171,6 +171,13 @@ async def test_a_message_delivered_too_often_goes_to_the_poison_queue() -> None:
     assert flow.stored() == ["fine"]
 
 
+async def test_the_last_delivery_that_is_allowed_is_tried() -> None:
+    flow = Workflow(good(), max_dequeue_count=3)
+    flow.queue.waiting[0].dequeue_count = 2
+    await flow.run()
+    assert flow.stored() == ["hello"]
+
+
 async def test_a_message_delivered_too_often_that_was_stored_is_not_poison() -> None:
     flow = Workflow(good(), max_dequeue_count=3)
     waiting = flow.queue.waiting[0]
@@ -210,7 +217,7 @@ async def test_a_passing_fault_of_the_table_is_ridden_out() -> None:
     assert counts["received"] == 1
 
 
-async def test_nothing_is_written_on_a_lease_that_could_end_first() -> None:
+async def test_a_message_that_went_to_another_consumer_is_not_deleted() -> None:
     flow = Workflow(good(), drain=False)
     flow.table.gate.clear()
     running = asyncio.create_task(flow.run())
@@ -224,45 +231,142 @@ async def test_nothing_is_written_on_a_lease_that_could_end_first() -> None:
     assert flow.queue.waiting[0].pop_receipt == "of another consumer"
 
 
-async def test_a_message_that_was_held_too_long_is_let_go_untouched() -> None:
-    flow = Workflow(good())
+def leased_for(flow: Workflow, seconds: float) -> None:
+    """From now on the queue's leases end that many seconds after the message was received."""
     receive = flow.queue.receive
-
-    async def late(at_most: int, visibility_timeout: int) -> list[Any]:
-        page = await receive(at_most, visibility_timeout)
-        for delivery in page:
-            delivery.lease.ends = time.monotonic() + 0.1
-        return page
-
-    flow.queue.receive = late  # type: ignore[method-assign]
-    counts = await flow.run()
-    assert flow.stored() == []
-    assert len(flow.queue.waiting) == 1
-    assert counts["lease_lost"] == 1
-
-
-async def test_nothing_is_repeated_on_a_lease_that_could_end_first() -> None:
-    flow = Workflow(good())
-    receive, attempts = flow.queue.receive, list[float]()
-    ends = time.monotonic() + request_timeout(flow.settings) + 0.5
 
     async def short(at_most: int, visibility_timeout: int) -> list[Any]:
         page = await receive(at_most, visibility_timeout)
         for delivery in page:
-            delivery.lease.ends = ends
+            delivery.lease.ends = time.monotonic() + seconds
         return page
+
+    flow.queue.receive = short  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("content", "dequeue_count"), [(good(), 0), (good(), 1), ("not json", 0)])
+async def test_nothing_is_begun_on_a_lease_that_could_end_first(content: str, dequeue_count: int) -> None:
+    flow = Workflow(content)
+    flow.queue.waiting[0].dequeue_count = dequeue_count
+    leased_for(flow, 2 * request_timeout(flow.settings) - 0.1)
+    counts = await flow.run()
+    assert flow.stored() == []
+    assert flow.table.lookups == 0
+    assert flow.poisoned() == []
+    assert len(flow.queue.waiting) == 1
+    assert counts["lease_lost"] == 1
+
+
+async def test_a_message_whose_lease_ran_down_while_it_was_stored_is_not_deleted() -> None:
+    flow = Workflow(good())
+    needed = 2 * request_timeout(flow.settings)
+    leased_for(flow, needed + 0.5)
+    insert = flow.table.insert
+
+    async def slow(row: dict[str, Any]) -> bool:
+        await asyncio.sleep(0.6)
+        return await insert(row)
+
+    flow.table.insert = slow  # type: ignore[method-assign]
+    counts = await flow.run()
+    assert len(flow.queue.waiting) == 1
+    assert (counts["stored"], counts["lease_lost"]) == (1, 1)
+
+
+async def test_nothing_is_repeated_on_a_lease_that_could_end_first() -> None:
+    flow = Workflow(good(), visibility_timeout=600, drain=False)
+    needed = 2 * request_timeout(flow.settings)
+    leased_for(flow, needed + 1)
+    attempts: list[float] = []
 
     async def unavailable(_: object) -> bool:
         attempts.append(time.monotonic())
-        if len(attempts) == 1:
-            flow.queue.waiting.clear()  # one delivery is enough
         raise Unavailable("insert: 503 ServerBusy")
 
-    flow.queue.receive = short  # type: ignore[method-assign]
-    flow.table.insert = unavailable  # type: ignore[method-assign, assignment]
+    flow.table.insert = unavailable  # type: ignore[method-assign]
+    began = time.monotonic()
+    running = asyncio.create_task(flow.run())
+    await until(lambda: len(attempts) > 1 and not flow.consumer._in_flight)
+    flow.stop.set()
+    await running
+    # One second, and some for a slow machine: far from the lease's end, after which another could have it.
+    assert max(attempts) - began < 1 + needed / 2
+
+
+async def test_a_message_whose_insert_had_no_answer_is_left_to_its_lease() -> None:
+    flow = Workflow(good(), drain=False)
+    attempts = 0
+
+    async def unavailable(_: object) -> bool:
+        nonlocal attempts
+        attempts += 1
+        flow.stop.set()
+        raise Unavailable("insert: no answer within 10 s")
+
+    flow.table.insert = unavailable  # type: ignore[method-assign]
+    counts = await flow.run()
+    assert attempts == 1
+    assert counts["released"] == 0
+    assert flow.queue.waiting[0].visible_at > time.monotonic() + 30
+
+
+async def test_nothing_new_is_taken_while_the_table_is_down() -> None:
+    flow = Workflow(good("1"), concurrency=2, drain=False)
+    insert, is_down, tried = flow.table.insert, True, 0
+
+    async def sometimes(row: dict[str, Any]) -> bool:
+        nonlocal tried
+        tried += 1
+        if is_down:
+            raise Unavailable("insert: 503 ServerBusy")
+        return await insert(row)
+
+    async def look(_: str) -> bool:
+        if is_down:
+            raise Unavailable("look up: 503 ServerBusy")
+        return False
+
+    flow.table.insert = sometimes  # type: ignore[method-assign]
+    flow.table.holds = look  # type: ignore[method-assign]
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.consumer.tally.received == 1 and tried > 2)
+    assert not flow.consumer.is_ready
+    flow.queue.waiting.append(Waiting(good("2")))
+    await until(lambda: tried > 4)
+    assert flow.consumer.tally.received == 1
+    is_down = False
+    await until(lambda: flow.stored() == ["1", "2"])
+    await until(lambda: flow.consumer.is_ready)
+    flow.stop.set()
+    await running
+
+
+async def test_a_stop_while_all_are_busy_takes_nothing_new() -> None:
+    flow = Workflow(*(good() for _ in range(6)), concurrency=2, drain=False)
+    flow.table.gate.clear()
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.table.inserting == 2)
+    flow.stop.set()
+    flow.table.gate.set()
+    counts = await running
+    assert counts["received"] == counts["stored"] == 2
+    assert [waiting.dequeue_count for waiting in flow.queue.waiting] == [0, 0, 0, 0]
+
+
+async def test_a_fault_of_the_program_ends_neither_the_consumer_nor_the_work_on_others() -> None:
+    flow = Workflow(*(good(str(number)) for number in range(5)))
+    flow.table.faults.plan("insert", OSError("a fault"))
+    flow.queue.faults.plan("release", OSError("the same fault"))
     await flow.run()
-    assert len(attempts) > 1
-    assert max(attempts) < ends
+    assert len(flow.stored()) == 4
+
+
+async def test_the_wait_of_a_failing_message_is_a_minute_at_most() -> None:
+    flow = Workflow(good(), max_dequeue_count=1000)
+    flow.queue.waiting[0].dequeue_count = 100
+    flow.table.faults.plan("insert", Rejected("400"))
+    await flow.run()
+    assert flow.queue.waiting[0].visible_at < time.monotonic() + 61
 
 
 async def test_no_more_is_fetched_than_can_be_started_at_once() -> None:

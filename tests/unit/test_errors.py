@@ -61,3 +61,12 @@ def test_a_missing_credential_is_one_line_with_the_reason_and_the_remedy() -> No
 
 def test_a_failed_request_that_concerns_no_message_is_never_blamed_on_one() -> None:
     assert type(unavailable(answered(400, "InvalidHeaderValue"), "receive")) is Unavailable
+
+
+def test_neither_a_signature_nor_a_pop_receipt_is_in_the_words_of_a_failed_connection() -> None:
+    url = "https://acct.queue.core.windows.net/work/messages/8f1c?sv=1&sig=a-signature%3D&popreceipt=a-receipt"
+    for said in (f"Connection timeout to host {url}", url):
+        text = str(translated(ServiceRequestError(said), "delete from work"))
+        assert "https://acct.queue.core.windows.net/work/messages/8f1c" in text
+        assert "signature" not in text
+        assert "receipt" not in text

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 import pytest
 from structlog.testing import capture_logs
@@ -17,16 +16,19 @@ from edw.stop import Stop
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outage, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(outage, "LONGEST_WAIT", 0.001)
+    monkeypatch.setattr(outage, "QUIET", 0.2)
 
 
 class Service:
     """Fails as often as it is told, then answers."""
 
     def __init__(self, failures: int) -> None:
-        self.answers: Iterator[bool] = iter([False] * failures + [True])
+        self.failures = failures
+        self.calls = 0
 
     async def call(self) -> str:
-        if not next(self.answers):
+        self.calls += 1
+        if self.calls <= self.failures:
             raise Unavailable("receive: 503 ServerBusy")
         return "answer"
 
@@ -45,8 +47,41 @@ async def test_an_outage_is_logged_once_and_its_end_too_however_many_wait() -> N
     queue = Outage("queue", Stop())
     with capture_logs() as logs:
         await asyncio.gather(*(queue.ride_out(Service(failures=5).call) for _ in range(10)))
+        assert queue.is_on
+        await queue.over(Service(failures=0).call)
     assert [entry["event"] for entry in logs] == ["service unavailable, trying again", "service available again"]
     assert not queue.is_on
+
+
+async def test_a_service_that_answers_every_other_request_is_one_outage() -> None:
+    queue = Outage("queue", Stop())
+    with capture_logs() as logs:
+        for _ in range(20):
+            await queue.ride_out(Service(failures=0).call)
+            await queue.ride_out(Service(failures=2).call)
+    assert len(logs) == 1
+
+
+async def test_any_answer_ends_an_outage() -> None:
+    async def refuse() -> None:
+        raise LeaseLost("delete: 404 MessageNotFound")
+
+    queue = Outage("queue", Stop())
+    await queue.ride_out(Service(failures=2).call)
+    await asyncio.sleep(outage.QUIET)
+    with pytest.raises(LeaseLost):
+        await queue.ride_out(refuse)
+    assert not queue.is_on
+
+
+async def test_a_stop_in_the_midst_of_a_wait_leads_to_no_further_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "FIRST_WAIT", 60)
+    monkeypatch.setattr(outage, "LONGEST_WAIT", 60)
+    stop, service = Stop(), Service(failures=1)
+    asyncio.get_running_loop().call_later(0.05, stop.set)
+    with pytest.raises(Unavailable):
+        await Outage("queue", stop).ride_out(service.call)
+    assert service.calls == 1
 
 
 async def test_a_stop_ends_the_wait_at_once() -> None:

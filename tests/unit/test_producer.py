@@ -14,7 +14,7 @@ from edw import message, producer
 from edw.errors import ContentRefused, Unavailable
 from edw.message import Unprocessable
 from edw.option import SettingsError
-from edw.producer import Producer, body_of_line
+from edw.producer import Pace, Producer, body_of_line
 from edw.settings import ProducerSettings
 from edw.stop import Stop
 from standin import StandInQueue
@@ -65,6 +65,35 @@ async def test_the_rate_is_kept() -> None:
     began = time.monotonic()
     await sender.run()
     assert time.monotonic() - began >= 5 / 50
+
+
+def test_turns_are_a_gap_apart_whatever_the_sending_takes() -> None:
+    pace = Pace(rate=10)
+    assert [round(pace.wait(now), 6) for now in (100.0, 100.0, 100.05, 100.3)] == [0.0, 0.1, 0.15, 0.0]
+
+
+def test_a_long_delay_is_made_up_for_one_second_at_most() -> None:
+    pace = Pace(rate=8)
+    pace.wait(100.0)
+    assert [pace.wait(500.0) for _ in range(10)] == [number / 8 - 1 for number in range(10)]
+
+
+def test_no_rate_has_no_turns() -> None:
+    assert [Pace(rate=0).wait(100.0) for _ in range(3)] == [0.0] * 3
+
+
+async def test_no_more_than_the_concurrency_is_under_way() -> None:
+    sender = Sender(count=20, concurrency=4)
+    sender.queue.send_takes = 0.01
+    await sender.run()
+    assert sender.queue.most_sending == 4
+
+
+async def test_a_fault_of_the_program_fails_one_message_alone() -> None:
+    sender = Sender(count=3)
+    sender.queue.faults.plan("send", RecursionError("nested too deep"))
+    done = await sender.run()
+    assert (done.sent, done.failed) == (2, 1)
 
 
 async def test_a_stop_ends_the_sending_and_what_is_under_way_is_counted() -> None:
@@ -155,7 +184,20 @@ def test_a_json_line_with_msg_is_sent_as_it_is_and_stamped_where_it_has_no_stamp
     }
 
 
-@pytest.mark.parametrize("line", ['{"order": 7}', "[1, 2]", "42", '"quoted"', "{broken", "[" * 50_000, "  spaced  "])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"order": 7}',
+        "[1, 2]",
+        "42",
+        '"quoted"',
+        "{broken",
+        "[" * 50_000,
+        "  spaced  ",
+        '{"msg": "a", "n": 1e400}',
+        '{"msg": NaN}',
+    ],
+)
 def test_any_other_line_becomes_the_msg_whole(line: str) -> None:
     assert message.parse(body_of_line(line.encode(), NOON)).msg == line
 

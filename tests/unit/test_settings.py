@@ -90,6 +90,9 @@ def test_a_table_name_that_breaks_azures_rules_is_refused_with_the_rule(name: st
         ("AZURE_STORAGE_QUEUE_ENDPOINT", "acct.queue.core.windows.net"),
         ("AZURE_STORAGE_TABLE_ENDPOINT", "ftp://host"),
         ("AZURE_STORAGE_TABLE_ENDPOINT", "http://host"),
+        ("AZURE_STORAGE_TABLE_ENDPOINT", "HTTP://host"),
+        ("AZURE_STORAGE_TABLE_ENDPOINT", "https://host:99999"),
+        ("AZURE_STORAGE_TABLE_ENDPOINT", "https://user@host"),
         ("AZURE_STORAGE_ENDPOINT_SUFFIX", "https://core.windows.net"),
         ("EDW_POISON_QUEUE_NAME", "Bad"),
         ("EDW_POISON_QUEUE_NAME", "work"),
@@ -168,6 +171,7 @@ def test_connection_strings_of_every_kind_are_taken(value: str) -> None:
         f"AccountName=;AccountKey={KEY}",
         f"AccountName=acct;AccountKey={KEY};;Broken",
         f"SharedAccessSignature={KEY}",
+        f"AccountName=acct;AccountKey={KEY};QueueEndpoint=http://host:99999/acct",
     ],
 )
 def test_a_malformed_connection_string_is_refused_without_being_repeated(value: str) -> None:

@@ -36,7 +36,7 @@ async def test_queue_poison_queue_and_table_share_one_credential_and_one_client_
     made: Counter[str],
 ) -> None:
     settings = ConsumerSettings(storage_account_name="acct", queue_name="work", table_name="results")
-    async with Storage(settings, request_timeout=1) as opened:
+    async with Storage(settings) as opened:
         await opened.queue("work")
         await opened.queue("work-poison")
         await opened.table(settings)
@@ -47,7 +47,7 @@ async def test_a_connection_string_needs_no_credential(made: Counter[str]) -> No
     settings = ConsumerSettings(
         storage_connection_string="UseDevelopmentStorage=true", queue_name="work", table_name="results"
     )
-    async with Storage(settings, request_timeout=1) as opened:
+    async with Storage(settings) as opened:
         queue, table = await opened.queue("work"), await opened.table(settings)
         assert queue.api_version == table.api_version == API_VERSION
     assert made["DefaultAzureCredential"] == 0
