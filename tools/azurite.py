@@ -4,9 +4,10 @@
     with azurite.running() as service:
         service.connection_string
 
-As a program it runs until Ctrl-C and prints the connection string.
+As a program it prints the connection string and runs until Ctrl-C.
 """
 
+import argparse
 import re
 import signal
 import subprocess
@@ -104,11 +105,16 @@ def _endpoints(process: subprocess.Popen[bytes], output: Path) -> dict[str, str]
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Runs Azurite, in memory, until Ctrl-C.")
+    for service, port in (("queue", 10001), ("table", 10002)):
+        explained = f"default: a free one; UseDevelopmentStorage=true has {port}"
+        parser.add_argument(f"--{service}-port", type=int, default=0, metavar="PORT", help=explained)
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with running() as service:
-            print(f"AZURE_STORAGE_CONNECTION_STRING='{service.connection_string}'", flush=True)
-            while service.process.poll() is None:
+        with running(arguments.queue_port, arguments.table_port) as azurite:
+            print(f"AZURE_STORAGE_CONNECTION_STRING='{azurite.connection_string}'", flush=True)
+            while azurite.process.poll() is None:
                 time.sleep(1)
     except AzuriteError as error:
         print(error, file=sys.stderr)

@@ -146,8 +146,8 @@ async def run(messages: int, consumers: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=2000, help="messages to send (default 2000)")
-    parser.add_argument("--consumers", type=int, default=2, help="consumer processes (default 2)")
+    parser.add_argument("--messages", type=_positive, default=2000, help="messages to send (default 2000)")
+    parser.add_argument("--consumers", type=_positive, default=2, help="consumer processes (default 2)")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
@@ -156,6 +156,12 @@ def main() -> int:
     except (azurite.AzuriteError, AzureError) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _positive(value: str) -> int:
+    if (number := int(value)) < 1:
+        raise ValueError
+    return number
 
 
 def _interrupted(*_: object) -> None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "app"))
 
 from edw import entity, program
 from edw.errors import translated
-from edw.message import STAMP
+from edw.message import parse_stamp
 from edw.option import integer, option
 from edw.settings import WorkflowSettings
 from edw.storage import Storage
@@ -88,8 +88,8 @@ async def examine(queue: QueueClient, poison_queue: QueueClient, table: TableCli
     rows = [row async for row in table.list_entities()]
     found = Counter(entity.data(row) for row in rows)
     expected = {f"Scale Test Message : COUNT {number}" for number in range(1, sent + 1)}
-    began = min((_time(row["srcStamp"]) for row in rows), default=datetime.now(UTC))
-    ended = max((_time(row["dateStamp"]) for row in rows), default=began)
+    began = min((parse_stamp(row["srcStamp"]) for row in rows), default=datetime.now(UTC))
+    ended = max((parse_stamp(row["dateStamp"]) for row in rows), default=began)
     seconds = (ended - began).total_seconds()
     return Report(
         sent=sent,
@@ -101,10 +101,6 @@ async def examine(queue: QueueClient, poison_queue: QueueClient, table: TableCli
         per_second=len(rows) / seconds if seconds else 0.0,
         processing_time=percentiles([row["messageProcessingTime"] for row in rows]),
     )
-
-
-def _time(stamp: str) -> datetime:
-    return datetime.strptime(stamp, STAMP).replace(tzinfo=UTC)
 
 
 async def run(settings: ReportSettings) -> int:

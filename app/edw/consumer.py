@@ -39,9 +39,9 @@ class Consumer:
         self._poison_queue = poison_queue
         self._table = table
         self._stop = stop
-        self._queue_outage = Outage("queue", stop)
-        self._poison_outage = Outage("poison queue", stop)
-        self._table_outage = Outage("table", stop)
+        self._queue_outage = Outage("queue", stop, queue.create)
+        self._poison_outage = Outage("poison queue", stop, poison_queue.create)
+        self._table_outage = Outage("table", stop, table.create)
         self._idle = Backoff(settings.poll_interval_min, settings.poll_interval_max)
         # Half of the concurrency at a time: the other half keeps working while a page is fetched.
         self._page = max(1, min(PAGE_MOST, settings.concurrency // 2))
@@ -56,7 +56,10 @@ class Consumer:
         return self._polled and not (self._queue_outage.is_on or self._table_outage.is_on)
 
     async def prepare(self) -> None:
-        """Creates what is missing of queue, poison queue and table. Raises Unavailable when stopped before."""
+        """Creates what is missing of queue, poison queue and table. Raises Unavailable when stopped before.
+
+        What the identity may not create is taken to be there; if it is not, the first request says so.
+        """
         await self._queue_outage.ride_out(self._queue.create)
         await self._poison_outage.ride_out(self._poison_queue.create)
         await self._table_outage.ride_out(self._table.create)
@@ -93,8 +96,11 @@ class Consumer:
                     await self._stop.sleep(self._idle.next())
 
     async def _room(self) -> int:
-        """How many messages to fetch: never more than can be started at once, and a whole page if that
-        much becomes free soon, because fewer and fuller pages are fewer requests."""
+        """How many messages to fetch: never more than can be started at once.
+
+        Waits until there is room for a page, because fuller pages are fewer requests; but where slow messages
+        hold the room, no longer than a poll interval if there is room at all.
+        """
         while self._free() < self._page:
             self._room_made.clear()
             with suppress(TimeoutError):
@@ -120,7 +126,8 @@ class Consumer:
             log.debug("lease lost, left to its next consumer", message_id=delivery.message_id, error=str(error))
         except Unavailable as error:
             # Not given back: what had no answer may still be done, and must not meet the next delivery's insert.
-            log.warning("message left to its lease", message_id=delivery.message_id, error=str(error))
+            self.tally.left_to_lease += 1
+            log.debug("message left to its lease", message_id=delivery.message_id, error=str(error))
         except Exception as error:
             # A refused request needs no traceback, a fault of the program does.
             is_fault = not isinstance(error, ServiceError)

@@ -6,7 +6,8 @@ import re
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
 _LEASE_LOST = {"PopReceiptMismatch", "MessageNotFound"}
-_MISSING = {"QueueNotFound", "TableNotFound", "QueueBeingDeleted", "TableBeingDeleted", "ResourceNotFound"}
+_MISSING = {"QueueNotFound", "TableNotFound"}
+_BEING_DELETED = {"QueueBeingDeleted", "TableBeingDeleted"}
 # learn.microsoft.com/rest/api/storageservices/table-service-error-codes and common-rest-api-error-codes:
 # only those that speak of the content alone. One that may also mean a wrong request would, at the first
 # mistake in a setting, send every message to the poison queue.
@@ -42,6 +43,10 @@ class Unavailable(ServiceError):
     a fault of its own, access refused, the queue or table missing."""
 
 
+class Missing(Unavailable):
+    """Raised when the queue or the table is not there."""
+
+
 class ContentRefused(ServiceError):
     """Raised when the service refuses a message or an entity for its content."""
 
@@ -56,7 +61,8 @@ class LeaseLost(ServiceError):
 
 def unavailable(error: Exception, doing: str) -> Unavailable:
     """The failure of a request that concerns no message. `doing` says what was asked of the service."""
-    return Unavailable(f"{doing}: {_line(error)}")
+    kind = Missing if code_of(error) in _MISSING else Unavailable
+    return kind(f"{doing}: {_line(error)}")
 
 
 def translated(error: Exception, doing: str) -> ServiceError:
@@ -67,7 +73,10 @@ def translated(error: Exception, doing: str) -> ServiceError:
         return LeaseLost(text)
     if code in _CONTENT:
         return ContentRefused(text)
-    if status is None or status in (401, 403, 408, 429) or status >= 500 or code in _MISSING:
+    if code in _MISSING:
+        return Missing(text)
+    # No status: no answer. One below 400: an answer that is not the service's.
+    if status is None or status < 400 or status in (401, 403, 408, 429) or status >= 500 or code in _BEING_DELETED:
         return Unavailable(text)
     return Rejected(text)
 
@@ -108,9 +117,11 @@ def _line(error: Exception) -> str:
     if status is None and isinstance(error, ClientAuthenticationError):
         # The reason is in the lines behind the first, one for each credential that was tried.
         return (
-            f"no credential: {' '.join(said.split())} Remedy: sign in with az login, or check the pod's workload "
-            "identity, or set AZURE_STORAGE_CONNECTION_STRING."
+            "no credential: sign in with az login, or check the pod's workload identity, or set "
+            f"AZURE_STORAGE_CONNECTION_STRING. {' '.join(said.split())}"
         )
-    words = said.strip().split("\n")[0].strip() or type(error).__name__
+    words = said.strip().split("\n")[0].strip()
+    if not isinstance(error, AzureError):
+        words = f"{type(error).__name__}: {words}"
     remedy = _REMEDIES.get(code or "")
     return (f"{status} {code}: " if status else "") + words + (f" Remedy: {remedy}." if remedy else "")

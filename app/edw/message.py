@@ -52,12 +52,23 @@ def parse(body: str) -> Message:
     if not isinstance(document, dict):
         raise Unprocessable(f"not a JSON object but {_name(document)}")
     src_stamp = _string(document, "srcStamp")
-    return Message(_string(document, "msg"), src_stamp, _time(src_stamp))
+    return Message(_string(document, "msg"), src_stamp, parse_stamp(src_stamp))
 
 
 def stamp(at: datetime) -> str:
     """A time as it stands in `srcStamp` and `dateStamp`: UTC."""
     return at.astimezone(UTC).strftime(STAMP)
+
+
+def parse_stamp(src_stamp: str) -> datetime:
+    """The time that a stamp of any sender means. Raises Unprocessable."""
+    try:
+        if not _STAMP_SHAPE.fullmatch(src_stamp):
+            raise ValueError
+        at = datetime.fromisoformat(src_stamp.upper())
+    except ValueError:
+        raise Unprocessable("srcStamp is not a time like 2026-11-23 12:00:00.123456 or ISO 8601") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def encode(body: str, encoding: str) -> str:
@@ -86,16 +97,6 @@ def _string(document: dict[str, Any], member: str) -> str:
     except UnicodeEncodeError:
         raise Unprocessable(f"{member} is not Unicode text: it holds half of a surrogate pair") from None
     return value
-
-
-def _time(src_stamp: str) -> datetime:
-    try:
-        if not _STAMP_SHAPE.fullmatch(src_stamp):
-            raise ValueError
-        at = datetime.fromisoformat(src_stamp.upper())
-    except ValueError:
-        raise Unprocessable("srcStamp is not a time like 2026-11-23 12:00:00.123456 or ISO 8601") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _name(value: Any) -> str:

@@ -115,13 +115,15 @@ def _parser(settings: type, epilog: str) -> argparse.ArgumentParser:
         if opt.secret:
             parser.epilog = f"{opt.variable} has no flag, because it is a secret:\n  {explained}\n\n{parser.epilog}"
         elif opt.is_switch:
-            parser.add_argument(opt.flag, dest=name, action="store_const", const="true", help=explained)
+            parser.add_argument(opt.flag, dest=name, nargs="?", const="true", metavar="false", help=explained)
         else:
             parser.add_argument(opt.flag, dest=name, metavar="VALUE", help=explained)
     return parser
 
 
 def text(value: str) -> str:
+    if not value:
+        raise ValueError("is empty")
     return value
 
 
@@ -156,8 +158,8 @@ def number(least: float, most: float) -> Parser:
 
 def choice(*known: str) -> Parser:
     def parse(value: str) -> str:
-        if value not in known:
+        if value.lower() not in known:
             raise ValueError(f"is not one of {', '.join(known)}")
-        return value
+        return value.lower()
 
     return parse

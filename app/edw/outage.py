@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
 
 from edw.backoff import Backoff
-from edw.errors import ServiceError, Unavailable
+from edw.errors import Missing, ServiceError, Unavailable
 from edw.stop import Stop
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
@@ -26,13 +27,14 @@ class Outage:
     a service that throttles answers some requests and not others.
     """
 
-    def __init__(self, service: str, stop: Stop) -> None:
+    def __init__(self, service: str, stop: Stop, create: Callable[[], Awaitable[object]]) -> None:
         self._service = service
+        self._create = create
         self._stop = stop
         self._down_since: float | None = None
         self._last_failure = 0.0
         self._next_log = 0.0
-        self._is_logged = False
+        self._logged = ""
 
     @property
     def is_on(self) -> bool:
@@ -54,6 +56,9 @@ class Outage:
                 # One failure is no outage: a connection that the other side closed while it was idle.
                 if attempts > 1:
                     self._failed(error)
+                if isinstance(error, Missing):  # deleted while the program runs, or an emulator that forgot it
+                    with suppress(ServiceError):
+                        await self._create()
                 if not self._stop.is_set():
                     await self._stop.sleep(min(waits.next(), until - time.monotonic()))
                 if self._stop.is_set() or time.monotonic() >= until:
@@ -78,15 +83,15 @@ class Outage:
         now = self._last_failure = time.monotonic()
         if self._down_since is None:
             self._down_since = now
-        if now >= self._next_log:
+        if now >= self._next_log or str(error) != self._logged:
             log.warning("service unavailable, trying again", service=self._service, error=str(error))
             self._next_log = now + LOG_EVERY
-            self._is_logged = True
+            self._logged = str(error)
 
     def _answered(self) -> None:
         now = time.monotonic()
         if self._down_since is None or now - self._last_failure < QUIET:
             return
-        if self._is_logged:
+        if self._logged:
             log.info("service available again", service=self._service, seconds=round(now - self._down_since, 1))
-        self._down_since, self._is_logged = None, False
+        self._down_since, self._logged = None, ""

@@ -1,6 +1,7 @@
 """The producer: messages, generated or read from a file, into the queue. Sending is at least once."""
 
 import asyncio
+import codecs
 import functools
 import json
 import os
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import structlog
 
@@ -31,10 +32,14 @@ CATCH_UP = 1.0
 LINES_AHEAD = 1000
 """Lines of input that are read before they are sent."""
 
-Composer = Callable[[datetime], str]
-"""Makes the body of a message that is sent at a given time."""
-
 log = structlog.get_logger("edw")
+
+
+class Draft(NamedTuple):
+    """A message to be: what to call it, and what makes its body for the time at which it is sent."""
+
+    name: str
+    compose: Callable[[datetime], str]
 
 
 class Pace:
@@ -56,12 +61,12 @@ class Pace:
 class Producer:
     """Sends up to `concurrency` messages at once, begun at the rate of the settings."""
 
-    def __init__(self, settings: ProducerSettings, queue: Queue, messages: AsyncIterator[Composer], stop: Stop) -> None:
+    def __init__(self, settings: ProducerSettings, queue: Queue, messages: AsyncIterator[Draft], stop: Stop) -> None:
         self._settings = settings
         self._queue = queue
         self._messages = messages
         self._stop = stop
-        self._outage = Outage("queue", stop)
+        self._outage = Outage("queue", stop, queue.create)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._pace = Pace(settings.rate or 0)
         self.sent = 0
@@ -83,40 +88,42 @@ class Producer:
                 await asyncio.wait({begun, stopped}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 stopped.cancel()
-                ended_by_itself = not begun.cancel()
+                ended_by_itself = not begun.cancel()  # which says no to a task that has ended
             if ended_by_itself:
                 begun.result()
 
     async def _begin(self, sends: asyncio.TaskGroup) -> None:
-        async for compose in self._messages:
+        async for draft in self._messages:
             await self._slots.acquire()
             await asyncio.sleep(self._pace.wait(time.monotonic()))
-            sends.create_task(self._send(compose))
+            sends.create_task(self._send(draft))
 
-    async def _send(self, compose: Composer) -> None:
+    async def _send(self, draft: Draft) -> None:
         try:
-            content = message.encode(compose(datetime.now(UTC)), self._settings.message_encoding)
+            content = message.encode(draft.compose(datetime.now(UTC)), self._settings.message_encoding)
             if len(content) > BODY_MOST:
-                raise message.Unprocessable(f"{len(content)} bytes, and a message has at most {BODY_MOST}")
+                raise message.Unprocessable(f"{len(content)} bytes as sent, and a message has at most {BODY_MOST}")
             await self._outage.ride_out(functools.partial(self._queue.send, content, self._settings.time_to_live))
             self.sent += 1
+            log.debug("message sent", message=draft.name)
         except Exception as error:
             self.failed += 1
             is_fault = not isinstance(error, ServiceError | message.Unprocessable)
-            log.error("message not sent", error=str(error), exc_info=is_fault)
+            log.error("message not sent", message=draft.name, error=str(error), exc_info=is_fault)
         finally:
             self._slots.release()
 
 
-async def generated(count: int | None) -> AsyncIterator[Composer]:
+async def generated(count: int | None) -> AsyncIterator[Draft]:
     """The messages of the AWS workload's producer, numbered from 1."""
     number = 0
     while count is None or number < count:
         number += 1
-        yield functools.partial(message.compose, f"Scale Test Message : COUNT {number}")
+        text = f"Scale Test Message : COUNT {number}"
+        yield Draft(f"COUNT {number}", functools.partial(message.compose, text))
 
 
-async def from_lines(source: BinaryIO, count: int | None) -> AsyncIterator[Composer]:
+async def from_lines(source: BinaryIO, count: int | None) -> AsyncIterator[Draft]:
     """A message for each line that is not blank."""
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[bytes | OSError | None] = asyncio.Queue()
@@ -134,14 +141,16 @@ async def from_lines(source: BinaryIO, count: int | None) -> AsyncIterator[Compo
 
     # A daemon, because nothing can interrupt a read of standard input and the program must end all the same.
     threading.Thread(target=read, daemon=True).start()
-    number = 0
-    while (count is None or number < count) and (line := await lines.get()) is not None:
+    number = yielded = 0
+    while (count is None or yielded < count) and (line := await lines.get()) is not None:
         room.release()
+        number += 1
         if isinstance(line, OSError):
-            yield functools.partial(_unreadable, line)
+            yield Draft(f"line {number}", functools.partial(_unreadable, line))
         elif line.strip():
-            number += 1
-            yield functools.partial(body_of_line, line)
+            yielded += 1
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            yield Draft(f"line {number}", functools.partial(body_of_line, line))
 
 
 def body_of_line(line: bytes, at: datetime) -> str:

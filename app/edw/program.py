@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dotenv import load_dotenv
+from dotenv import dotenv_values
 
 from edw import log
 from edw.option import SettingsError, load
@@ -34,6 +34,8 @@ def main(settings_class: type[S], run: Callable[[S], Coroutine[Any, Any, int]]) 
 
 def _read_dotenv() -> None:
     try:
-        load_dotenv(Path.cwd() / ".env")
+        for name, value in dotenv_values(Path.cwd() / ".env").items():
+            if value and not os.environ.get(name):
+                os.environ[name] = value  # where azure-identity finds its own, too
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f".env cannot be read: {error}") from None

@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from azure.core.exceptions import AzureError
-
 from edw.errors import ServiceError, Unavailable, translated
 
 
@@ -23,5 +21,6 @@ async def request(
             yield
     except TimeoutError:
         raise Unavailable(f"{doing}: no answer within {seconds:g} s") from None
-    except (AzureError, OSError) as error:
+    except Exception as error:
+        # Not the SDK's errors alone: an answer that is not the service's, as a proxy's page, ends in others.
         raise translate(error, doing) from error

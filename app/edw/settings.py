@@ -103,7 +103,7 @@ class ServiceSettings:
     )
     storage_connection_string: str | None = option(
         "AZURE_STORAGE_CONNECTION_STRING",
-        "Azurite, or an account key; wins over the account name",
+        "Azurite, or an account key; wins over account name and endpoints",
         connection_string,
         default=None,
         default_text="none",

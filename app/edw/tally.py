@@ -20,6 +20,7 @@ class Tally:
     poisoned: int = 0
     released: int = 0
     lease_lost: int = 0
+    left_to_lease: int = 0
     clock_behind: int = 0
     _times: list[float] = field(default_factory=list)
 

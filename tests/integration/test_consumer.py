@@ -269,6 +269,22 @@ def _count_stored(flow: Workflow, count: int) -> object:
     return stored
 
 
+async def test_a_service_that_comes_back_empty_gets_its_queue_and_table_again(tmp_path: Path) -> None:
+    ports = _free_port(), _free_port()
+    with azurite.running(*ports) as first:
+        connection = first.connection_string
+        async with Workflow(connection, tmp_path).opened() as flow:
+            consumer = await flow.start("consumer")
+            producer = await flow.start("producer", "--rate", "20")
+            await eventually(flow.stored)
+            first.process.kill()
+            for program in (consumer, producer):
+                await program.says("service unavailable, trying again")
+            with azurite.running(*ports):
+                await eventually(flow.stored)
+                assert await consumer.stopped() == 0
+
+
 async def test_a_role_that_may_not_create_queue_and_table_is_no_obstacle(flow: Workflow, service: Service) -> None:
     await flow.create()
     await flow.put(body("hello"), "bad")
@@ -381,7 +397,7 @@ async def test_wrong_settings_end_with_2_and_one_line_that_names_the_variable(
 
 async def test_a_dotenv_file_is_read_and_real_variables_win(flow: Workflow) -> None:
     name = flow.environment.pop("AZURE_TABLE_NAME")
-    (flow.folder / ".env").write_text(f"AZURE_TABLE_NAME={name}\nAZURE_QUEUE_NAME=another\n")
+    (flow.folder / ".env").write_text(f"AZURE_TABLE_NAME={name}\nAZURE_QUEUE_NAME=another\nEDW_DRAIN=true\n")
     await flow.create()
     await flow.put(body("hello"))
     await flow.drained()

@@ -130,6 +130,12 @@ async def test_the_report_counts_what_is_left_in_the_queues(flow: Workflow) -> N
     assert not (await examined(flow, 1)).is_exact
 
 
+async def test_the_report_understands_the_stamps_of_other_senders(flow: Workflow) -> None:
+    await flow.run("producer", "--input", "-", stdin=b'{"msg": "mine", "srcStamp": "2026-11-23T10:00:00Z"}')
+    await flow.drained()
+    assert (await examined(flow, 1)).lost == 1
+
+
 async def test_the_report_is_a_program_too(flow: Workflow) -> None:
     await flow.run("producer", "--count", "3", "--rate", "0")
     await flow.drained()

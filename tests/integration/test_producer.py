@@ -88,7 +88,9 @@ async def test_a_line_too_large_for_a_message_fails_alone_and_the_exit_code_says
     assert [message.parse(content).msg for content in await contents(flow)] == ["fine"]
     stopped = producer.events("producer stopped")[0]
     assert (stopped["sent"], stopped["failed"]) == (1, 1)
-    assert "65536" in producer.events("message not sent")[0]["error"]
+    refused = producer.events("message not sent")[0]
+    assert "65536" in refused["error"]
+    assert refused["message"] == "line 1"
 
 
 async def test_a_stop_while_standard_input_stays_open_ends_it_with_0(flow: Workflow) -> None:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from edw.errors import ContentRefused, LeaseLost, Rejected, Unavailable
+from edw.errors import ContentRefused, LeaseLost, Missing, Rejected, Unavailable
 from edw.lease import Lease
 from edw.queue import Delivery, Queue
 from edw.settings import ConsumerSettings
@@ -63,7 +63,7 @@ def delivery() -> Delivery:
         (400, "PropertyValueTooLarge", ContentRefused),
         (413, "RequestBodyTooLarge", ContentRefused),
         (400, "InvalidInput", Rejected),
-        (404, "TableNotFound", Unavailable),
+        (404, "TableNotFound", Missing),
         (409, "TableBeingDeleted", Unavailable),
         (403, "AuthorizationPermissionMismatch", Unavailable),
         (500, "OperationTimedOut", Unavailable),
@@ -169,3 +169,23 @@ async def test_a_lease_counts_from_before_the_request() -> None:
         (received,) = await queue.receive(1, 30)
     assert (received.content, received.dequeue_count) == ("hello", 2)
     assert received.lease.remaining() <= 29.5
+
+
+@pytest.mark.parametrize(
+    ("text", "content_type"), [("<html>Sign in&nbsp;here", "text/html"), ("{}", "application/json"), ("", "text/plain")]
+)
+async def test_a_page_that_is_not_the_services_is_no_answer(text: str, content_type: str) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=text, content_type=content_type)
+
+    async with service(page) as (queue, table):
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: queue.delete(delivery()),
+            lambda: queue.send("content"),
+            lambda: table.insert(ROW),
+            lambda: table.holds("8f1c"),
+        ]
+        for call in calls:
+            with pytest.raises(Unavailable) as failed:
+                await call()
+            assert "\n" not in str(failed.value)

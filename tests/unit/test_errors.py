@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ServiceRequestError
 
-from edw.errors import ContentRefused, LeaseLost, Rejected, Unavailable, translated, unavailable
+from edw.errors import ContentRefused, LeaseLost, Missing, Rejected, Unavailable, translated, unavailable
 
 
 def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") -> HttpResponseError:
@@ -25,7 +25,7 @@ def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") 
         (answered(429, "TooManyRequests"), Unavailable),
         (answered(403, "AuthorizationPermissionMismatch"), Unavailable),
         (answered(401, "NoAuthenticationInformation"), Unavailable),
-        (answered(404, "QueueNotFound"), Unavailable),
+        (answered(404, "QueueNotFound"), Missing),
         (answered(409, "TableBeingDeleted"), Unavailable),
         (answered(400, "PopReceiptMismatch"), LeaseLost),
         (answered(404, "MessageNotFound"), LeaseLost),

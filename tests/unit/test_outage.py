@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from edw import outage
-from edw.errors import LeaseLost, Unavailable
+from edw.errors import LeaseLost, Missing, Unavailable
 from edw.outage import Outage
 from edw.stop import Stop
 
@@ -17,6 +17,10 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outage, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(outage, "LONGEST_WAIT", 0.001)
     monkeypatch.setattr(outage, "QUIET", 0.2)
+
+
+async def nothing() -> None:
+    """Creates nothing."""
 
 
 class Service:
@@ -34,17 +38,17 @@ class Service:
 
 
 async def test_a_call_is_repeated_until_the_service_answers() -> None:
-    assert await Outage("queue", Stop()).ride_out(Service(failures=20).call) == "answer"
+    assert await Outage("queue", Stop(), nothing).ride_out(Service(failures=20).call) == "answer"
 
 
 async def test_one_failure_is_not_reported() -> None:
     with capture_logs() as logs:
-        await Outage("queue", Stop()).ride_out(Service(failures=1).call)
+        await Outage("queue", Stop(), nothing).ride_out(Service(failures=1).call)
     assert logs == []
 
 
 async def test_an_outage_is_logged_once_and_its_end_too_however_many_wait() -> None:
-    queue = Outage("queue", Stop())
+    queue = Outage("queue", Stop(), nothing)
     with capture_logs() as logs:
         await asyncio.gather(*(queue.ride_out(Service(failures=5).call) for _ in range(10)))
         assert queue.is_on
@@ -54,7 +58,7 @@ async def test_an_outage_is_logged_once_and_its_end_too_however_many_wait() -> N
 
 
 async def test_a_service_that_answers_every_other_request_is_one_outage() -> None:
-    queue = Outage("queue", Stop())
+    queue = Outage("queue", Stop(), nothing)
     with capture_logs() as logs:
         for _ in range(20):
             await queue.ride_out(Service(failures=0).call)
@@ -66,7 +70,7 @@ async def test_any_answer_ends_an_outage() -> None:
     async def refuse() -> None:
         raise LeaseLost("delete: 404 MessageNotFound")
 
-    queue = Outage("queue", Stop())
+    queue = Outage("queue", Stop(), nothing)
     await queue.ride_out(Service(failures=2).call)
     await asyncio.sleep(outage.QUIET)
     with pytest.raises(LeaseLost):
@@ -80,7 +84,7 @@ async def test_a_stop_in_the_midst_of_a_wait_leads_to_no_further_attempt(monkeyp
     stop, service = Stop(), Service(failures=1)
     asyncio.get_running_loop().call_later(0.05, stop.set)
     with pytest.raises(Unavailable):
-        await Outage("queue", stop).ride_out(service.call)
+        await Outage("queue", stop, nothing).ride_out(service.call)
     assert service.calls == 1
 
 
@@ -88,12 +92,12 @@ async def test_a_stop_ends_the_wait_at_once() -> None:
     stop = Stop()
     stop.set()
     with pytest.raises(Unavailable):
-        await Outage("queue", stop).ride_out(Service(failures=9).call)
+        await Outage("queue", stop, nothing).ride_out(Service(failures=9).call)
 
 
 async def test_nothing_is_tried_past_the_limit() -> None:
     with pytest.raises(Unavailable):
-        await Outage("queue", Stop()).ride_out(Service(failures=9).call, until=time.monotonic())
+        await Outage("queue", Stop(), nothing).ride_out(Service(failures=9).call, until=time.monotonic())
 
 
 async def test_an_answer_that_is_not_an_outage_is_passed_on_at_once() -> None:
@@ -101,4 +105,32 @@ async def test_an_answer_that_is_not_an_outage_is_passed_on_at_once() -> None:
         raise LeaseLost("delete: 404 MessageNotFound")
 
     with pytest.raises(LeaseLost):
-        await Outage("queue", Stop()).ride_out(refuse)
+        await Outage("queue", Stop(), nothing).ride_out(refuse)
+
+
+async def test_what_is_missing_is_created_and_the_call_repeated() -> None:
+    exists = False
+
+    async def create() -> None:
+        nonlocal exists
+        exists = True
+
+    async def receive() -> str:
+        if not exists:
+            raise Missing("receive: 404 QueueNotFound")
+        return "answer"
+
+    assert await Outage("queue", Stop(), create).ride_out(receive) == "answer"
+
+
+async def test_an_outage_that_changes_its_reason_is_logged_again() -> None:
+    queue, reasons = Outage("queue", Stop(), nothing), ["refused", "refused", "refused", "404", "404"]
+
+    async def call() -> str:
+        if reasons:
+            raise Unavailable(reasons.pop(0))
+        return "answer"
+
+    with capture_logs() as logs:
+        await queue.ride_out(call)
+    assert [entry["error"] for entry in logs] == ["refused", "404"]

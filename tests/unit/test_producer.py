@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from edw import message, producer
 from edw.errors import ContentRefused, Unavailable
@@ -138,8 +139,16 @@ async def test_count_limits_an_input() -> None:
 
 
 async def test_a_line_that_is_not_utf8_is_counted_as_failed() -> None:
-    done = await Sender(lines=b"\xff\nfine\n").run()
+    with capture_logs() as logs:
+        done = await Sender(lines=b"fine\n\n\xff\n").run()
     assert (done.sent, done.failed) == (1, 1)
+    assert [entry["message"] for entry in logs if entry["event"] == "message not sent"] == ["line 3"]
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+    sender = Sender(lines=b'\xef\xbb\xbf{"msg": "a"}\n\xef\xbb\xbfb\n')
+    await sender.run()
+    assert sorted(body["msg"] for body in sender.sent()) == ["a", "\ufeffb"]
 
 
 async def test_an_input_that_breaks_off_is_a_failure() -> None:

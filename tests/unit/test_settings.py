@@ -44,6 +44,19 @@ def test_a_flag_wins_over_its_variable_and_a_variable_over_the_default() -> None
     assert consumer("--concurrency", "9", EDW_CONCURRENCY="7").concurrency == 9
 
 
+def test_a_flag_can_take_back_a_switch() -> None:
+    assert consumer("--drain").drain
+    assert not consumer("--drain", "false", EDW_DRAIN="true").drain
+
+
+def test_an_empty_input_is_not_taken_for_none() -> None:
+    assert refusal("--input", "", settings=ProducerSettings) == "--input (EDW_INPUT): '' is empty"
+
+
+def test_a_choice_is_taken_in_any_case() -> None:
+    assert consumer("--log-level", "DEBUG").log_level == "debug"
+
+
 def test_an_empty_variable_counts_as_not_set() -> None:
     assert consumer(EDW_CONCURRENCY="").concurrency == 64
 
