@@ -64,9 +64,9 @@ def test_a_failed_request_that_concerns_no_message_is_never_blamed_on_one() -> N
 
 
 def test_neither_a_signature_nor_a_pop_receipt_is_in_the_words_of_a_failed_connection() -> None:
-    url = "https://acct.queue.core.windows.net/work/messages/8f1c?sv=1&sig=a-signature%3D&popreceipt=a-receipt"
+    url = "https://acct.queue.core.windows.net/orders/messages/8f1c?sv=1&sig=a-signature%3D&popreceipt=a-receipt"
     for said in (f"Connection timeout to host {url}", url):
         text = str(translated(ServiceRequestError(said), "delete from work"))
-        assert "https://acct.queue.core.windows.net/work/messages/8f1c" in text
+        assert "https://acct.queue.core.windows.net/orders/messages/8f1c" in text
         assert "signature" not in text
         assert "receipt" not in text
