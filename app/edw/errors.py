@@ -40,7 +40,15 @@ class ServiceError(Exception):
 
 class Unavailable(ServiceError):
     """Raised when the service did not do what was asked and no message is to blame: no answer, throttling,
-    a fault of its own, access refused, the queue or table missing."""
+    a fault of its own, access refused, the queue or table missing.
+
+    `kind` is the service's code or the failure's name: the same for all failures of one cause, as the text,
+    with operations and trace ids in it, is not.
+    """
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class Missing(Unavailable):
@@ -61,8 +69,9 @@ class LeaseLost(ServiceError):
 
 def unavailable(error: Exception, doing: str) -> Unavailable:
     """The failure of a request that concerns no message. `doing` says what was asked of the service."""
-    kind = Missing if code_of(error) in _MISSING else Unavailable
-    return kind(f"{doing}: {_line(error)}")
+    code = code_of(error)
+    text, kind = f"{doing}: {_line(error)}", code or type(error).__name__
+    return Missing(text, kind) if code in _MISSING else Unavailable(text, kind)
 
 
 def translated(error: Exception, doing: str) -> ServiceError:
@@ -73,11 +82,15 @@ def translated(error: Exception, doing: str) -> ServiceError:
         return LeaseLost(text)
     if code in _CONTENT:
         return ContentRefused(text)
-    if code in _MISSING:
-        return Missing(text)
     # No status: no answer. One below 400: an answer that is not the service's.
-    if status is None or status < 400 or status in (401, 403, 408, 429) or status >= 500 or code in _BEING_DELETED:
-        return Unavailable(text)
+    if (
+        status is None
+        or status < 400
+        or status in (401, 403, 408, 429)
+        or status >= 500
+        or code in _MISSING | _BEING_DELETED
+    ):
+        return unavailable(error, doing)
     return Rejected(text)
 
 

@@ -33,8 +33,8 @@ class Outage:
         self._stop = stop
         self._down_since: float | None = None
         self._last_failure = 0.0
-        self._next_log = 0.0
-        self._logged = ""
+        self._logged: dict[str, float] = {}
+        """When a failure of each kind was last logged."""
 
     @property
     def is_on(self) -> bool:
@@ -83,15 +83,14 @@ class Outage:
         now = self._last_failure = time.monotonic()
         if self._down_since is None:
             self._down_since = now
-        if now >= self._next_log or str(error) != self._logged:
+        if now >= self._logged.get(error.kind, -math.inf) + LOG_EVERY:
             log.warning("service unavailable, trying again", service=self._service, error=str(error))
-            self._next_log = now + LOG_EVERY
-            self._logged = str(error)
+            self._logged[error.kind] = now
 
     def _answered(self) -> None:
         now = time.monotonic()
         if self._down_since is None or now - self._last_failure < QUIET:
             return
-        if self._logged:
+        if max(self._logged.values()) >= self._down_since:
             log.info("service available again", service=self._service, seconds=round(now - self._down_since, 1))
-        self._down_since, self._logged = None, ""
+        self._down_since = None

@@ -20,7 +20,7 @@ async def request(
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise Unavailable(f"{doing}: no answer within {seconds:g} s") from None
+        raise Unavailable(f"{doing}: no answer within {seconds:g} s", kind="Timeout") from None
     except Exception as error:
         # Not the SDK's errors alone: an answer that is not the service's, as a proxy's page, ends in others.
         raise translate(error, doing) from error

@@ -211,7 +211,7 @@ async def test_a_request_that_the_table_rejects_delays_the_message_and_needs_no_
 
 async def test_a_passing_fault_of_the_table_is_ridden_out() -> None:
     flow = Workflow(good())
-    flow.table.faults.plan("insert", Unavailable("503"), Unavailable("503"))
+    flow.table.faults.plan("insert", Unavailable("503", "ServerBusy"), Unavailable("503", "ServerBusy"))
     counts = await flow.run()
     assert flow.stored() == ["hello"]
     assert counts["received"] == 1
@@ -281,7 +281,7 @@ async def test_nothing_is_repeated_on_a_lease_that_could_end_first() -> None:
 
     async def unavailable(_: object) -> bool:
         attempts.append(time.monotonic())
-        raise Unavailable("insert: 503 ServerBusy")
+        raise Unavailable("insert: 503 ServerBusy", "ServerBusy")
 
     flow.table.insert = unavailable  # type: ignore[method-assign]
     began = time.monotonic()
@@ -301,7 +301,7 @@ async def test_a_message_whose_insert_had_no_answer_is_left_to_its_lease() -> No
         nonlocal attempts
         attempts += 1
         flow.stop.set()
-        raise Unavailable("insert: no answer within 10 s")
+        raise Unavailable("insert: no answer within 10 s", "Timeout")
 
     flow.table.insert = unavailable  # type: ignore[method-assign]
     counts = await flow.run()
@@ -318,12 +318,12 @@ async def test_nothing_new_is_taken_while_the_table_is_down() -> None:
         nonlocal tried
         tried += 1
         if is_down:
-            raise Unavailable("insert: 503 ServerBusy")
+            raise Unavailable("insert: 503 ServerBusy", "ServerBusy")
         return await insert(row)
 
     async def look(_: str) -> bool:
         if is_down:
-            raise Unavailable("look up: 503 ServerBusy")
+            raise Unavailable("look up: 503 ServerBusy", "ServerBusy")
         return False
 
     flow.table.insert = sometimes  # type: ignore[method-assign]

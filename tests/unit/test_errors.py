@@ -70,3 +70,10 @@ def test_neither_a_signature_nor_a_pop_receipt_is_in_the_words_of_a_failed_conne
         assert "https://acct.queue.core.windows.net/orders/messages/8f1c" in text
         assert "signature" not in text
         assert "receipt" not in text
+
+
+def test_failures_of_one_cause_are_of_one_kind_whatever_their_words() -> None:
+    refused = [ClientAuthenticationError(f"AADSTS70021 Trace ID: {number}") for number in range(2)]
+    kinds = {unavailable(error, doing).kind for error, doing in zip(refused, ("receive", "create queue"), strict=True)}
+    assert kinds == {"ClientAuthenticationError"}
+    assert unavailable(answered(503, "ServerBusy"), "receive").kind == "ServerBusy"

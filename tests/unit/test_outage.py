@@ -33,7 +33,7 @@ class Service:
     async def call(self) -> str:
         self.calls += 1
         if self.calls <= self.failures:
-            raise Unavailable("receive: 503 ServerBusy")
+            raise Unavailable("receive: 503 ServerBusy", "ServerBusy")
         return "answer"
 
 
@@ -117,20 +117,30 @@ async def test_what_is_missing_is_created_and_the_call_repeated() -> None:
 
     async def receive() -> str:
         if not exists:
-            raise Missing("receive: 404 QueueNotFound")
+            raise Missing("receive: 404 QueueNotFound", "QueueNotFound")
         return "answer"
 
     assert await Outage("queue", Stop(), create).ride_out(receive) == "answer"
 
 
-async def test_an_outage_that_changes_its_reason_is_logged_again() -> None:
-    queue, reasons = Outage("queue", Stop(), nothing), ["refused", "refused", "refused", "404", "404"]
+async def test_each_kind_of_failure_is_logged_once_whatever_was_asked_and_however_they_alternate() -> None:
+    queue = Outage("queue", Stop(), nothing)
+    kinds = ["ServerBusy", "Timeout"] * 10
 
     async def call() -> str:
-        if reasons:
-            raise Unavailable(reasons.pop(0))
+        if kinds:
+            raise Unavailable(f"request {len(kinds)}", kinds.pop())
         return "answer"
 
     with capture_logs() as logs:
         await queue.ride_out(call)
-    assert [entry["error"] for entry in logs] == ["refused", "404"]
+    assert len(logs) == 2
+
+
+async def test_outages_in_quick_succession_do_not_fill_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "QUIET", 0.0)
+    queue = Outage("queue", Stop(), nothing)
+    with capture_logs() as logs:
+        for _ in range(20):
+            await queue.ride_out(Service(failures=2).call)
+    assert [entry["event"] for entry in logs] == ["service unavailable, trying again", "service available again"]

@@ -107,7 +107,7 @@ async def test_a_stop_ends_the_sending_and_what_is_under_way_is_counted() -> Non
 
 async def test_a_passing_fault_is_ridden_out() -> None:
     sender = Sender(count=1)
-    sender.queue.faults.plan("send", Unavailable("503"), Unavailable("503"))
+    sender.queue.faults.plan("send", Unavailable("503", "ServerBusy"), Unavailable("503", "ServerBusy"))
     done = await sender.run()
     assert (done.sent, done.failed) == (1, 0)
 
