@@ -13,12 +13,8 @@ _BEING_DELETED = {"QueueBeingDeleted", "TableBeingDeleted"}
 # mistake in a setting, send every message to the poison queue.
 _CONTENT = {
     "EntityTooLarge",
-    "KeyValueTooLarge",
-    "OutOfRangeInput",
     "PropertyValueTooLarge",
     "RequestBodyTooLarge",
-    "MessageTooLarge",
-    "InvalidXmlDocument",
 }
 # A URL's query can hold a signature or a pop receipt.
 _URL_QUERY = re.compile(r"(https?://[^\s?]+)\?\S*")

@@ -32,6 +32,7 @@ def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") 
         (answered(400, "PropertyValueTooLarge"), ContentRefused),
         (answered(413, "RequestBodyTooLarge"), ContentRefused),
         (answered(400, "InvalidInput"), Rejected),
+        (answered(400, "OutOfRangeInput"), Rejected),
         (answered(400, "InvalidHeaderValue"), Rejected),
     ],
     ids=lambda value: (
