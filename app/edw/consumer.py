@@ -142,9 +142,9 @@ class Consumer:
         if delivery.dequeue_count > 1 and await self._is_stored(delivery):
             self.tally.already_stored += 1
             return
+        parsed = message.parse(message.decode(delivery.content, self._settings.message_encoding))
         if delivery.dequeue_count > self._settings.max_dequeue_count:
             raise Unprocessable(f"delivered {delivery.dequeue_count} times without success")
-        parsed = message.parse(message.decode(delivery.content, self._settings.message_encoding))
         now = datetime.now(UTC)
         seconds = self._processing_time(parsed, now)
         row = entity.build(delivery.message_id, parsed, now, seconds)

@@ -171,6 +171,13 @@ async def test_a_message_delivered_too_often_goes_to_the_poison_queue() -> None:
     assert flow.stored() == ["fine"]
 
 
+async def test_what_is_wrong_with_a_message_is_a_better_reason_than_how_often_it_was_delivered() -> None:
+    flow = Workflow("not json", max_dequeue_count=3)
+    flow.queue.waiting[0].dequeue_count = 9
+    await flow.run()
+    assert flow.poisoned()[0]["reason"].startswith("not JSON")
+
+
 async def test_the_last_delivery_that_is_allowed_is_tried() -> None:
     flow = Workflow(good(), max_dequeue_count=3)
     flow.queue.waiting[0].dequeue_count = 2
