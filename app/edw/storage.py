@@ -26,7 +26,6 @@ class Storage:
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
-        self._client_options: dict[str, Any] = {"api_version": API_VERSION, "retry_total": 0}
         self._open = AsyncExitStack()
         self._credential: AsyncTokenCredential | None = None
         self._queues: QueueServiceClient | None = None
@@ -39,31 +38,27 @@ class Storage:
 
     async def queue(self, name: str) -> QueueClient:
         if self._queues is None:
-            self._queues = await self._open.enter_async_context(await self._queue_service())
+            self._queues = await self._service(QueueServiceClient, self._settings.queue_endpoint)
         return self._queues.get_queue_client(name)
 
     async def table(self, settings: WorkflowSettings) -> "TableClient":
         from azure.data.tables.aio import TableServiceClient  # noqa: PLC0415  the producer starts sooner without
 
-        options = self._client_options
-        if settings.storage_connection_string:
-            try:
-                service = TableServiceClient.from_connection_string(settings.storage_connection_string, **options)
-            except ValueError as error:
-                raise SettingsError(f"AZURE_STORAGE_CONNECTION_STRING: {error}") from None
-        else:
-            service = TableServiceClient(settings.table_endpoint, credential=await self._identity(), **options)
-        await self._open.enter_async_context(service)
+        service: TableServiceClient = await self._service(TableServiceClient, settings.table_endpoint)
         return service.get_table_client(settings.table_name)
 
-    async def _queue_service(self) -> QueueServiceClient:
-        settings, options = self._settings, self._client_options
-        if settings.storage_connection_string:
+    async def _service(self, client: Any, endpoint: str) -> Any:
+        """A service client of that class, open until this is closed."""
+        options = {"api_version": API_VERSION, "retry_total": 0}
+        connection_string = self._settings.storage_connection_string
+        if not connection_string:
+            service = client(endpoint, credential=await self._identity(), **options)
+        else:
             try:
-                return QueueServiceClient.from_connection_string(settings.storage_connection_string, **options)
+                service = client.from_connection_string(connection_string, **options)
             except ValueError as error:
                 raise SettingsError(f"AZURE_STORAGE_CONNECTION_STRING: {error}") from None
-        return QueueServiceClient(settings.queue_endpoint, credential=await self._identity(), **options)
+        return await self._open.enter_async_context(service)
 
     async def _identity(self) -> AsyncTokenCredential:
         if self._credential is not None:
