@@ -21,6 +21,7 @@ from azure.core.exceptions import AzureError
 import azurite
 import report
 from edw import progress
+from edw.option import integer
 from edw.storage import Storage
 from report import ReportSettings
 
@@ -159,8 +160,10 @@ def main() -> int:
 
 
 def _positive(value: str) -> int:
-    if (number := int(value)) < 1:
-        raise ValueError
+    try:
+        number: int = integer(1, 1_000_000)(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
     return number
 
 

@@ -414,6 +414,35 @@ async def test_pages_are_full_under_load() -> None:
     assert len([got for _, got in flow.queue.pages if got]) == 20
 
 
+async def test_a_receive_waits_for_the_room_of_a_whole_page() -> None:
+    flow = Workflow(*(good() for _ in range(160)), poll_interval_min=60, poll_interval_max=60, drain=False)
+    insert, allowed = flow.table.insert, asyncio.Semaphore(0)
+
+    async def one_by_one(row: dict[str, Any]) -> bool:
+        await allowed.acquire()
+        return await insert(row)
+
+    receive = flow.queue.receive
+
+    async def overtaken(at_most: int, visibility_timeout: int) -> list[Any]:
+        if len(flow.queue.pages) == 1:  # five of the first page are done while the second one is fetched
+            for _ in range(5):
+                allowed.release()
+            await until(lambda: flow.consumer._in_flight == 27)
+        return await receive(at_most, visibility_timeout)
+
+    flow.table.insert = one_by_one  # type: ignore[method-assign]
+    flow.queue.receive = overtaken  # type: ignore[method-assign]
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.consumer._in_flight == 59)
+    for _ in range(200):
+        allowed.release()
+    await until(lambda: not flow.queue.waiting)
+    flow.stop.set()
+    await running
+    assert [page for page in flow.queue.pages if page[1]] == [(32, 32)] * 5
+
+
 async def test_a_full_page_is_followed_by_the_next_one_without_waiting() -> None:
     flow = Workflow(*(good() for _ in range(320)), poll_interval_min=60, poll_interval_max=60, drain=False)
     running = asyncio.create_task(flow.run())
