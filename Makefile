@@ -22,7 +22,7 @@ test: install ## unit tests, and integration tests against Azurite
 lint: install ## formatter, linter, types, shell scripts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy app/edw tools/*.py
+	@$(BIN)/mypy app/edw app/handler.py tools/*.py
 	@$(BIN)/shellcheck $$(git ls-files | xargs grep -lE '^#!.*(bash|sh)$$')
 
 .PHONY: install

@@ -8,6 +8,7 @@ from edw.startup import end_at_once_on_signals
 end_at_once_on_signals()
 
 from edw.consumer import main  # noqa: E402  (loading it takes a while, in which a signal must work too)
+from handler import handle  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(handle))

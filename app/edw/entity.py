@@ -1,24 +1,39 @@
 """The entity that is stored for a message, one per message."""
 
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from uuid import UUID
+
+from azure.data.tables import EdmType, EntityProperty
 
 from edw.message import Message, stamp
 
 PROPERTY_MOST = 32_768
 """UTF-16 units of a string property (64 KiB):
 learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-data-model"""
+# The same page, on names of properties.
+_NAME = re.compile(r"[^\W\d]\w{0,254}")
+_OWN = re.compile(r"PartitionKey|RowKey|Timestamp|data(_\d+)?|srcStamp|dateStamp|messageProcessingTime")
+
+Value = str | bool | int | float | bytes | datetime | UUID
+"""What a property can hold."""
 
 
-def build(message_id: str, message: Message, processed_at: datetime, seconds: float) -> dict[str, Any]:
-    """The entity for a message that took `seconds` from its source stamp until it was processed."""
+def build(message: Message, processed_at: datetime, seconds: float, result: Mapping[str, Value]) -> dict[str, Any]:
+    """The entity for a message that took `seconds` from its source stamp until it was processed.
+
+    `result` are the properties that the handler adds. Raises TypeError or ValueError where they cannot be stored.
+    """
     return {
-        "PartitionKey": message_id,
+        "PartitionKey": message.id,
         "RowKey": f"{seconds:.6f}",
-        **_properties("data", message.msg),
+        **_strings("data", message.msg),
         "srcStamp": message.src_stamp,
         "dateStamp": stamp(processed_at),
         "messageProcessingTime": seconds,
+        **_added(result),
     }
 
 
@@ -31,7 +46,26 @@ def data(entity: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _properties(name: str, value: str) -> dict[str, str]:
+def _added(result: Mapping[str, Value]) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    for name, value in result.items():
+        if not _NAME.fullmatch(name) or _OWN.fullmatch(name):
+            raise ValueError(f"handle returned {name!r}, which is no name for a property or one of the entity's own")
+        if not isinstance(value, Value):
+            raise TypeError(f"handle returned {name!r} as {type(value).__name__}, which a property cannot hold")
+        if isinstance(value, str):
+            properties |= _strings(name, value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            if not -(2**63) <= value < 2**63:
+                raise ValueError(f"handle returned {name!r} as a number of more than 64 bits")
+            # The SDK would choose 32 bits, and refuse what is more.
+            properties[name] = EntityProperty(value, EdmType.INT64)
+        else:
+            properties[name] = value
+    return properties
+
+
+def _strings(name: str, value: str) -> dict[str, str]:
     """`value` as `name` and, where it is longer than a property may be, `name_2`, `name_3` and so on."""
     parts = _split(value)
     return {name if number == 1 else f"{name}_{number}": part for number, part in enumerate(parts, 1)}

@@ -4,6 +4,7 @@ import json
 import re
 
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+from azure.core.pipeline.policies import RetryPolicy
 
 _LEASE_LOST = {"PopReceiptMismatch", "MessageNotFound"}
 _MISSING = {"QueueNotFound", "TableNotFound"}
@@ -39,16 +40,24 @@ class Unavailable(ServiceError):
     a fault of its own, access refused, the queue or table missing.
 
     `kind` is the service's code or the failure's name: the same for all failures of one cause, as the text,
-    with operations and trace ids in it, is not.
+    with operations and trace ids in it, is not. `retry_after` are the seconds the service asks to wait.
     """
 
-    def __init__(self, text: str, kind: str) -> None:
+    def __init__(self, text: str, kind: str, retry_after: float = 0.0) -> None:
         super().__init__(text)
         self.kind = kind
+        self.retry_after = retry_after
 
 
 class Missing(Unavailable):
     """Raised when the queue or the table is not there."""
+
+
+class Throttled(Unavailable):
+    """Raised when the service is asked more than it can do at the moment.
+
+    learn.microsoft.com/azure/storage/queues/scalability-targets: 503 Server Busy, 500 Operation Timeout.
+    """
 
 
 class ContentRefused(ServiceError):
@@ -67,7 +76,11 @@ def unavailable(error: Exception, doing: str) -> Unavailable:
     """The failure of a request that concerns no message. `doing` says what was asked of the service."""
     code = code_of(error)
     text, kind = f"{doing}: {_line(error)}", code or type(error).__name__
-    return Missing(text, kind) if code in _MISSING else Unavailable(text, kind)
+    if code in _MISSING:
+        return Missing(text, kind)
+    if code == "OperationTimedOut" or _status(error) in (429, 503):
+        return Throttled(text, kind, _retry_after(error))
+    return Unavailable(text, kind)
 
 
 def translated(error: Exception, doing: str) -> ServiceError:
@@ -113,6 +126,15 @@ def _answer(error: Exception) -> tuple[str | None, str]:
         return body["code"], body["message"]["value"]
     except (ValueError, KeyError, TypeError):
         return response.headers.get("x-ms-error-code"), said
+
+
+def _retry_after(error: Exception) -> float:
+    """Seconds from the answer's Retry-After, a number or a date; 0 where there is none that can be read."""
+    response = getattr(error, "response", None)
+    try:
+        return RetryPolicy().parse_retry_after(response.headers["Retry-After"]) if response else 0.0
+    except (KeyError, ValueError, TypeError):
+        return 0.0
 
 
 def _status(error: Exception) -> int | None:

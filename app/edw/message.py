@@ -17,16 +17,25 @@ _JSON_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a bo
 
 
 class Unprocessable(Exception):
-    """Raised when a message can never be processed; the text is the reason, without the message's content."""
+    """Raised when a message can never be processed: it goes to the poison queue at once, with the text as reason.
+
+    The reason is logged, so it does not repeat the message's content.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a message says. `src_stamp` is as received, `sent_at` the same time with its zone."""
+    """What a message says.
 
+    `id` is the queue's own, the same at every delivery of the message; `src_stamp` is as received, `sent_at` the
+    same time with its zone; `document` is the whole JSON object, with the members the workflow does not know.
+    """
+
+    id: str
     msg: str
     src_stamp: str
     sent_at: datetime
+    document: dict[str, Any]
 
 
 def compose(msg: str, at: datetime) -> str:
@@ -40,7 +49,7 @@ def serialize(document: Any) -> str:
     return json.dumps(document, ensure_ascii=True, allow_nan=False)
 
 
-def parse(body: str) -> Message:
+def parse(message_id: str, body: str) -> Message:
     """What `body` says. Raises Unprocessable."""
     try:
         document = json.loads(body)
@@ -52,7 +61,7 @@ def parse(body: str) -> Message:
     if not isinstance(document, dict):
         raise Unprocessable(f"not a JSON object but {_name(document)}")
     src_stamp = _string(document, "srcStamp")
-    return Message(_string(document, "msg"), src_stamp, parse_stamp(src_stamp))
+    return Message(message_id, _string(document, "msg"), src_stamp, parse_stamp(src_stamp), document)
 
 
 def stamp(at: datetime) -> str:

@@ -9,10 +9,12 @@ from typing import TypeVar
 import structlog
 
 from edw.backoff import Backoff
-from edw.errors import Missing, ServiceError, Unavailable
+from edw.errors import Missing, ServiceError, Throttled, Unavailable
 from edw.stop import Stop
 
-FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0
+FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
+RETRY_AFTER_MOST = 60.0
+"""Seconds of a service's Retry-After that are heeded: a wrong one must not silence a program for a day."""
 LOG_EVERY = 30.0
 QUIET = 1.0
 
@@ -27,10 +29,17 @@ class Outage:
     a service that throttles answers some requests and not others.
     """
 
-    def __init__(self, service: str, stop: Stop, create: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        service: str,
+        stop: Stop,
+        create: Callable[[], Awaitable[object]],
+        on_throttled: Callable[[], None] = lambda: None,
+    ) -> None:
         self._service = service
         self._create = create
         self._stop = stop
+        self._on_throttled = on_throttled
         self._down_since: float | None = None
         self._last_failure = 0.0
         self._logged: dict[str, float] = {}
@@ -40,28 +49,36 @@ class Outage:
     def is_on(self) -> bool:
         return self._down_since is not None
 
-    async def ride_out(self, call: Callable[[], Awaitable[T]], until: float = math.inf) -> T:
-        """The result of `call`, repeated while the service is unavailable.
+    async def ride_out(
+        self,
+        call: Callable[[], Awaitable[T]],
+        until: Callable[[], float] = lambda: math.inf,
+        probe: Callable[[], Awaitable[object]] | None = None,
+    ) -> T:
+        """The result of `call`, repeated while the service is unavailable, and only after `probe` if that is given.
 
-        Raises the last Unavailable once the program is asked to stop, or when the next attempt would begin
-        after `until`, in seconds of the monotonic clock. Other errors are the service's answer and raised at once.
+        Raises the last Unavailable once the program is asked to stop, or when the next attempt would begin after
+        `until`, which may change in the meantime and is in seconds of the monotonic clock. Other errors are the
+        service's answer and raised at once.
         """
         waits = Backoff(FIRST_WAIT, LONGEST_WAIT)
         attempts = 0
         while True:
             try:
+                if attempts and probe:
+                    await probe()
                 result = await call()
             except Unavailable as error:
                 attempts += 1
                 # One failure is no outage: a connection that the other side closed while it was idle.
                 if attempts > 1:
                     self._failed(error)
+                if isinstance(error, Throttled):
+                    self._on_throttled()
                 if isinstance(error, Missing):  # deleted while the program runs, or an emulator that forgot it
                     with suppress(ServiceError):
                         await self._create()
-                if not self._stop.is_set():
-                    await self._stop.sleep(min(waits.next(), until - time.monotonic()))
-                if self._stop.is_set() or time.monotonic() >= until:
+                if not await self._pause(max(waits.next(), min(error.retry_after, RETRY_AFTER_MOST)), until):
                     raise
             except ServiceError:
                 self._answered()
@@ -78,6 +95,13 @@ class Outage:
         while self.is_on and not self._stop.is_set():
             await self.ride_out(call)
             await self._stop.sleep(QUIET / 2)
+
+    async def _pause(self, seconds: float, until: Callable[[], float]) -> bool:
+        """Waits; whether another attempt may begin then."""
+        resume = time.monotonic() + seconds
+        while not self._stop.is_set() and time.monotonic() < min(resume, until()):
+            await self._stop.sleep(min(resume, until()) - time.monotonic())
+        return not self._stop.is_set() and time.monotonic() < until()
 
     def _failed(self, error: Unavailable) -> None:
         now = self._last_failure = time.monotonic()

@@ -1,8 +1,10 @@
 """What every program does around its work: settings, log, exit code."""
 
 import asyncio
+import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,10 +28,20 @@ def main(settings_class: type[S], run: Callable[[S], Coroutine[Any, Any, int]]) 
         _read_dotenv()
         settings = load(settings_class, sys.argv[1:], os.environ, epilog=IDENTITY_VARIABLES)
         log.configure(settings.log_level, settings.log_format)
-        return asyncio.run(run(settings))
+        return asyncio.run(_to_the_end(run(settings)))
     except SettingsError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return WRONG_SETTINGS
+
+
+async def _to_the_end(running: Coroutine[Any, Any, int]) -> int:
+    code = await running
+    if threading.active_count() > 1:
+        # Everything is done or given back: a thread that still resolves a name, or a handler's, holds up nothing.
+        sys.stdout.flush()
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _read_dotenv() -> None:

@@ -17,7 +17,7 @@ PAGE_MOST = 32
 """Messages of one receive: learn.microsoft.com/rest/api/storageservices/get-messages"""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Delivery:
     """One delivery of a message. `content` is the text in the queue, before any decoding."""
 
@@ -63,6 +63,20 @@ class Queue:
                     async for message in page
                 ]
         return []
+
+    async def probe(self) -> None:
+        """Does nothing but find out whether the service answers; no delivery is counted."""
+        async with request(f"peek into {self.name}", self._request_timeout, unavailable):
+            await self._client.peek_messages(max_messages=1)
+
+    async def renew(self, delivery: Delivery, visibility_timeout: int) -> None:
+        """Makes the lease last `visibility_timeout` seconds from now."""
+        asked_at = time.monotonic()
+        async with request(f"renew lease in {self.name}", self._request_timeout):
+            renewed = await self._client.update_message(
+                delivery.message_id, delivery.lease.pop_receipt, visibility_timeout=visibility_timeout
+            )
+        delivery.lease.renew(renewed.pop_receipt or "", asked_at + visibility_timeout)
 
     async def delete(self, delivery: Delivery) -> None:
         async with request(f"delete from {self.name}", self._request_timeout):

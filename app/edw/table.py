@@ -41,12 +41,15 @@ class Table:
                 raise
         return True
 
-    async def holds(self, message_id: str) -> bool:
-        """Whether an entity is stored for the message."""
+    async def probe(self) -> None:
+        """Does nothing but find out whether the service answers."""
+        await self.keep_one("")
+
+    async def keep_one(self, message_id: str) -> bool:
+        """Whether an entity is stored for the message. Of several one is kept: the same, whoever asks."""
         async with request(f"look up in {self.name}", self._request_timeout):
-            found = self._client.query_entities(
-                "PartitionKey eq @id", parameters={"id": message_id}, select=["RowKey"], results_per_page=1
-            )
-            async for _ in found:
-                return True
-        return False
+            found = self._client.query_entities("PartitionKey eq @id", parameters={"id": message_id}, select=["RowKey"])
+            row_keys = sorted([entity["RowKey"] async for entity in found])
+            for double in row_keys[1:]:
+                await self._client.delete_entity(message_id, double)
+        return bool(row_keys)

@@ -18,6 +18,7 @@ class Tally:
     stored: int = 0
     already_stored: int = 0
     poisoned: int = 0
+    renewed: int = 0
     released: int = 0
     lease_lost: int = 0
     left_to_lease: int = 0

@@ -29,7 +29,7 @@ async def test_without_flags_it_sends_the_numbered_message_every_second_until_st
 
     await eventually(two)
     assert await producer.stopped(signal.SIGINT) == 0
-    sent = [message.parse(content) for content in await contents(flow)]
+    sent = [message.parse("8f1c", content) for content in await contents(flow)]
     assert [parsed.msg for parsed in sent[:2]] == ["Scale Test Message : COUNT 1", "Scale Test Message : COUNT 2"]
     assert sent[1].sent_at - sent[0].sent_at >= timedelta(seconds=0.9)
     assert producer.events("producer stopped")[0]["sent"] == len(sent)
@@ -62,7 +62,7 @@ async def test_lines_of_standard_input_are_sent(flow: Workflow) -> None:
     lines = 'plain\n\n{"msg": "json", "srcStamp": "2020-01-01T00:00:00Z"}\n{"order": 7}\n'
     producer = await flow.run("producer", "--input", "-", stdin=lines.encode())
     assert producer.process.returncode == 0
-    parsed = [message.parse(content) for content in await contents(flow)]
+    parsed = [message.parse("8f1c", content) for content in await contents(flow)]
     assert sorted(each.msg for each in parsed) == ["json", "plain", '{"order": 7}']
     assert [each.src_stamp for each in parsed if each.msg == "json"] == ["2020-01-01T00:00:00Z"]
 
@@ -71,7 +71,7 @@ async def test_lines_of_a_file_are_sent(flow: Workflow) -> None:
     (flow.folder / "orders.ndjson").write_text("".join(f"order {number}\n" for number in range(50)))
     producer = await flow.run("producer", "--input", "orders.ndjson")
     assert producer.process.returncode == 0
-    assert sorted(message.parse(content).msg for content in await contents(flow)) == sorted(
+    assert sorted(message.parse("8f1c", content).msg for content in await contents(flow)) == sorted(
         f"order {number}" for number in range(50)
     )
 
@@ -85,7 +85,7 @@ async def test_an_input_that_is_not_there_ends_it_with_2(flow: Workflow) -> None
 async def test_a_line_too_large_for_a_message_fails_alone_and_the_exit_code_says_so(flow: Workflow) -> None:
     producer = await flow.run("producer", "--input", "-", stdin=b"x" * 70_000 + b"\nfine\n")
     assert producer.process.returncode == 1
-    assert [message.parse(content).msg for content in await contents(flow)] == ["fine"]
+    assert [message.parse("8f1c", content).msg for content in await contents(flow)] == ["fine"]
     stopped = producer.events("producer stopped")[0]
     assert (stopped["sent"], stopped["failed"]) == (1, 1)
     refused = producer.events("message not sent")[0]

@@ -48,6 +48,7 @@ class StandInQueue:
         self.faults = Faults()
         self.pages: list[tuple[int, int]] = []
         """Asked for and got, of every receive."""
+        self.renewals = 0
         self.on_receive: Callable[[], None] = lambda: None
         self.time_to_live: list[int | None] = []
         self.send_takes = 0.0
@@ -85,6 +86,19 @@ class StandInQueue:
         await asyncio.sleep(0)
         self.faults.strike("delete")
         self.waiting.remove(self._leased(delivery))
+
+    async def probe(self) -> None:
+        self.faults.strike("probe")
+
+    async def renew(self, delivery: Delivery, visibility_timeout: int) -> None:
+        asked_at = time.monotonic()
+        await asyncio.sleep(0)
+        self.renewals += 1
+        self.faults.strike("renew")
+        message = self._leased(delivery)
+        message.visible_at = asked_at + visibility_timeout
+        message.pop_receipt = f"receipt-{next(self._receipts)}"
+        delivery.lease.renew(message.pop_receipt, message.visible_at)
 
     async def release(self, delivery: Delivery, after: int = 0) -> None:
         self.faults.strike("release")
@@ -139,6 +153,12 @@ class StandInTable:
         self.rows[keys] = entity
         return True
 
-    async def holds(self, message_id: str) -> bool:
+    async def probe(self) -> None:
+        self.faults.strike("probe")
+
+    async def keep_one(self, message_id: str) -> bool:
         self.lookups += 1
-        return any(partition == message_id for partition, _ in self.rows)
+        found = sorted(keys for keys in self.rows if keys[0] == message_id)
+        for keys in found[1:]:
+            del self.rows[keys]
+        return bool(found)

@@ -3,16 +3,21 @@
 import asyncio
 import itertools
 import json
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
+import handler
 from edw import entity, message
 from edw.consumer import Consumer, request_timeout
-from edw.errors import ContentRefused, Rejected, Unavailable
+from edw.errors import ContentRefused, LeaseLost, Rejected, Throttled, Unavailable
+from edw.handling import Handler, Result
+from edw.message import Message, Unprocessable
 from edw.settings import ConsumerSettings
 from edw.stop import Stop
 from standin import StandInQueue, StandInTable, Waiting
@@ -25,7 +30,7 @@ def good(msg: str = "hello", age: float = 0.0) -> str:
 class Workflow:
     """A consumer between a queue, a poison queue and a table."""
 
-    def __init__(self, *contents: str, **settings: Any) -> None:
+    def __init__(self, *contents: str, handle: Handler = handler.handle, **settings: Any) -> None:
         self.queue = StandInQueue(*contents)
         self.poison_queue = StandInQueue(name="work-poison")
         self.table = StandInTable()
@@ -39,12 +44,16 @@ class Workflow:
             "drain": True,
         }
         self.settings = ConsumerSettings(**known | settings)
-        self.consumer = Consumer(self.settings, self.queue, self.poison_queue, self.table, self.stop)  # type: ignore[arg-type]  # stand-ins
+        self.consumer = Consumer(self.settings, self.queue, self.poison_queue, self.table, handle, self.stop)  # type: ignore[arg-type]  # stand-ins
 
     async def run(self) -> dict[str, int]:
         async with asyncio.timeout(10):
             await self.consumer.run()
         return self.consumer.tally.counts()
+
+    async def table_of_another_consumer(self, message_id: str) -> None:
+        """As if another consumer stored the message now."""
+        self.table.rows[message_id, "9.000000"] = {"PartitionKey": message_id, "RowKey": "9.000000", "data": "hello"}
 
     def stored(self) -> list[str]:
         return sorted(entity.data(row) for row in self.table.rows.values())
@@ -213,7 +222,7 @@ async def test_a_request_that_the_table_rejects_delays_the_message_and_needs_no_
     with capture_logs() as logs:
         await flow.run()
     assert flow.queue.waiting[0].visible_at > time.monotonic()
-    assert [entry["exc_info"] for entry in logs if entry["event"] == "message failed"] == [False]
+    assert [entry["exc_info"] for entry in logs if entry["event"] == "message failed"] == [None]
 
 
 async def test_a_passing_fault_of_the_table_is_ridden_out() -> None:
@@ -293,7 +302,7 @@ async def test_nothing_is_repeated_on_a_lease_that_could_end_first() -> None:
     flow.table.insert = unavailable  # type: ignore[method-assign]
     began = time.monotonic()
     running = asyncio.create_task(flow.run())
-    await until(lambda: len(attempts) > 1 and not flow.consumer._in_flight)
+    await until(lambda: len(attempts) > 1 and not flow.consumer._working)
     flow.stop.set()
     await running
     # One second, and some for a slow machine: far from the lease's end, after which another could have it.
@@ -328,13 +337,12 @@ async def test_nothing_new_is_taken_while_the_table_is_down() -> None:
             raise Unavailable("insert: 503 ServerBusy", "ServerBusy")
         return await insert(row)
 
-    async def look(_: str) -> bool:
+    async def look() -> None:
         if is_down:
             raise Unavailable("look up: 503 ServerBusy", "ServerBusy")
-        return False
 
     flow.table.insert = sometimes  # type: ignore[method-assign]
-    flow.table.holds = look  # type: ignore[method-assign]
+    flow.table.probe = look  # type: ignore[method-assign]
     running = asyncio.create_task(flow.run())
     await until(lambda: flow.consumer.tally.received == 1 and tried > 2)
     assert not flow.consumer.is_ready
@@ -428,13 +436,13 @@ async def test_a_receive_waits_for_the_room_of_a_whole_page() -> None:
         if len(flow.queue.pages) == 1:  # five of the first page are done while the second one is fetched
             for _ in range(5):
                 allowed.release()
-            await until(lambda: flow.consumer._in_flight == 27)
+            await until(lambda: len(flow.consumer._working) == 27)
         return await receive(at_most, visibility_timeout)
 
     flow.table.insert = one_by_one  # type: ignore[method-assign]
     flow.queue.receive = overtaken  # type: ignore[method-assign]
     running = asyncio.create_task(flow.run())
-    await until(lambda: flow.consumer._in_flight == 59)
+    await until(lambda: len(flow.consumer._working) == 59)
     for _ in range(200):
         allowed.release()
     await until(lambda: not flow.queue.waiting)
@@ -529,3 +537,337 @@ def test_a_pop_receipt_is_in_no_representation() -> None:
     shown = asyncio.run(deliver())
     assert "receipt-1" not in shown
     assert "content" not in shown
+
+
+async def test_the_handler_gets_the_message_and_what_it_returns_is_stored_with_it() -> None:
+    seen: list[Message] = []
+
+    async def handle(message: Message) -> Result:
+        seen.append(message)
+        return {"status": message.document["order"]["status"]}
+
+    stamp = "2026-11-23T12:00:00Z"
+    flow = Workflow(json.dumps({"msg": "hello", "srcStamp": stamp, "order": {"status": "new"}}), handle=handle)
+    message_id = flow.queue.waiting[0].message_id
+    await flow.run()
+    (row,) = flow.table.rows.values()
+    assert (row["status"], row["data"]) == ("new", "hello")
+    assert (seen[0].id, seen[0].msg, seen[0].src_stamp) == (message_id, "hello", stamp)
+
+
+async def test_handlers_that_are_synchronous_run_at_the_same_time_and_beside_the_event_loop() -> None:
+    together = threading.Barrier(4, timeout=10)
+
+    def handle(_: Message) -> Result:
+        return {"place": together.wait()}
+
+    flow = Workflow(*(good() for _ in range(4)), handle=handle, concurrency=4)
+    await flow.run()
+    assert len(flow.table.rows) == 4
+
+
+async def test_what_a_handler_calls_unprocessable_goes_to_the_poison_queue_at_once() -> None:
+    async def handle(_: Message) -> Result:
+        raise Unprocessable("no such customer")
+
+    flow = Workflow(good(), handle=handle)
+    await flow.run()
+    assert flow.poisoned()[0]["reason"] == "no such customer"
+    assert flow.poisoned()[0]["dequeueCount"] == 1
+    assert flow.queue.waiting == []
+    assert flow.stored() == []
+
+
+class Failing:
+    """A handler that fails as often as it is told."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.failures = failures
+        self.error = error
+        self.calls = 0
+
+    async def __call__(self, _: Message) -> Result:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return None
+
+    async def handle(self, message: Message) -> Result:
+        return await self(message)
+
+
+@pytest.mark.parametrize("error", [KeyError("card"), TimeoutError("their API"), OSError("their API")])
+async def test_a_handler_that_fails_is_called_again_after_a_growing_wait(error: Exception) -> None:
+    failing = Failing(2, error)
+    flow = Workflow(good(), handle=failing.handle)
+    waits = []
+    for _ in range(3):
+        with capture_logs() as logs:
+            await flow.run()
+        for waiting in flow.queue.waiting:
+            assert [entry["exc_info"] for entry in logs if entry["event"] == "message failed"] == [error]
+            waits.append(waiting.visible_at - time.monotonic())
+            waiting.visible_at = 0.0
+    assert [round(wait) for wait in waits] == [2, 4]
+    assert flow.stored() == ["hello"]
+    assert failing.calls == 3
+
+
+async def test_a_handler_that_fails_at_the_last_delivery_poisons_with_its_error_as_the_reason() -> None:
+    flow = Workflow(good(), handle=Failing(99, ValueError("no card")).handle, max_dequeue_count=3)
+    flow.queue.waiting[0].dequeue_count = 2
+    with capture_logs() as logs:
+        counts = await flow.run()
+    assert flow.poisoned()[0]["reason"] == "failed at delivery 3: ValueError: no card"
+    assert flow.queue.waiting == []
+    assert (counts["poisoned"], counts["released"]) == (1, 0)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["message failed"]
+
+
+async def test_an_outage_at_the_last_delivery_does_not_poison() -> None:
+    flow = Workflow(good(), max_dequeue_count=3)
+    flow.queue.waiting[0].dequeue_count = 2
+    flow.table.faults.plan("insert", *(Unavailable("503", "ServerBusy") for _ in range(3)))
+    await flow.run()
+    assert flow.poisoned() == []
+    assert flow.stored() == ["hello"]
+
+
+async def test_a_result_that_cannot_be_stored_is_a_failure_of_the_message() -> None:
+    async def handle(_: Message) -> Result:
+        return {"RowKey": "mine"}
+
+    flow = Workflow(good(), handle=handle)
+    counts = await flow.run()
+    assert counts["released"] == 1
+    assert flow.stored() == []
+
+
+class Slow:
+    """A handler that waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.handling = 0
+        self.cancelled = 0
+
+    async def handle(self, _: Message) -> Result:
+        self.handling += 1
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return None
+
+
+async def test_a_handler_slower_than_the_lease_keeps_its_message_and_stores_it_once() -> None:
+    slow = Slow()
+    flow = Workflow(good(), handle=slow.handle, visibility_timeout=1, drain=False)
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.queue.renewals >= 5)
+    slow.go_on.set()
+    await until(lambda: not flow.queue.waiting)
+    flow.stop.set()
+    counts = await running
+    assert slow.handling == counts["received"] == counts["stored"] == 1
+    assert counts["renewed"] >= 5
+    assert counts["lease_lost"] == 0
+
+
+async def test_a_fast_message_is_not_renewed() -> None:
+    flow = Workflow(*(good() for _ in range(100)))
+    await flow.run()
+    assert flow.queue.renewals == 0
+
+
+async def test_a_renewal_that_fails_is_tried_again() -> None:
+    slow = Slow()
+    flow = Workflow(good(), handle=slow.handle, visibility_timeout=1, drain=False)
+    flow.queue.faults.plan("renew", Unavailable("503", "ServerBusy"), Rejected("400"))
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.consumer.tally.renewed)
+    slow.go_on.set()
+    await until(lambda: not flow.queue.waiting)
+    flow.stop.set()
+    await running
+    assert len(flow.table.rows) == 1
+
+
+async def test_a_handler_whose_lease_ends_is_cancelled_and_the_message_let_go_of_without_noise() -> None:
+    slow = Slow()
+    flow = Workflow(good(), handle=slow.handle, visibility_timeout=1, drain=False)
+    flow.queue.faults.plan("renew", *(Unavailable("503", "ServerBusy") for _ in range(99)))
+    flow.queue.on_receive = lambda: flow.stop.set() if slow.handling else None
+    with capture_logs() as logs:
+        running = asyncio.create_task(flow.run())
+        await until(lambda: slow.cancelled)
+        counts = await running
+    assert flow.stored() == []
+    assert (counts["lease_lost"], counts["stored"]) == (1, 0)
+    assert [entry for entry in logs if entry["log_level"] in ("warning", "error")] == []
+
+
+async def test_a_renewal_whose_answer_was_lost_costs_no_second_entity() -> None:
+    slow = Slow()
+    flow = Workflow(good(), handle=slow.handle, visibility_timeout=2, drain=False)
+    flow.queue.faults.plan("renew", LeaseLost("400 PopReceiptMismatch"))
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.queue.renewals)
+    flow.queue.waiting[0].pop_receipt = "of the renewal without an answer"
+    slow.go_on.set()
+    await until(lambda: flow.consumer.tally.lease_lost)
+    assert len(flow.table.rows) == 1
+    await until(lambda: not flow.queue.waiting)  # delivered again, looked up, deleted
+    flow.stop.set()
+    counts = await running
+    assert len(flow.table.rows) == slow.handling == 1
+    assert counts["already_stored"] == 1
+
+
+async def test_an_insert_that_comes_after_the_lease_leaves_one_entity_in_the_end() -> None:
+    flow = Workflow(good(), visibility_timeout=1)
+    flow.queue.faults.plan("renew", *(Unavailable("503", "ServerBusy") for _ in range(99)))
+    insert = flow.table.insert
+    message_id = flow.queue.waiting[0].message_id
+
+    async def late(row: dict[str, Any]) -> bool:
+        # As if the process had been frozen: the lease is over, and another consumer has stored the message.
+        await flow.table_of_another_consumer(message_id)
+        await asyncio.sleep(1)
+        return await insert(row)
+
+    flow.table.insert = late  # type: ignore[method-assign]
+    await flow.run()
+    assert len(flow.table.rows) == 1
+
+
+async def test_two_deliveries_that_store_at_the_same_moment_leave_one_entity() -> None:
+    flow = Workflow(good())
+    flow.queue.waiting[0].dequeue_count = 1
+    message_id, insert = flow.queue.waiting[0].message_id, flow.table.insert
+
+    async def overtaken(row: dict[str, Any]) -> bool:
+        await flow.table_of_another_consumer(message_id)  # after the look-up of this one
+        return await insert(row)
+
+    flow.table.insert = overtaken  # type: ignore[method-assign]
+    await flow.run()
+    assert len(flow.table.rows) == 1
+
+
+async def test_a_message_that_kills_its_process_takes_few_others_along() -> None:
+    """On its last two deliveries it is worked on by itself, once before and once after any other of its page."""
+    orders: list[list[str]] = []
+    contents = [good(str(number)) for number in range(20)]
+    ids = [str(uuid4()) for _ in contents]
+    for dequeue_count in (3, 4):
+        order: list[str] = []
+        alone = asyncio.Lock()
+
+        async def handle(message: Message, order: list[str] = order, alone: asyncio.Lock = alone) -> Result:
+            assert not alone.locked()
+            async with alone:
+                order.append(message.msg)
+                await asyncio.sleep(0.001)
+            return None
+
+        flow = Workflow(*contents, handle=handle)
+        for waiting, message_id in zip(flow.queue.waiting, ids, strict=True):
+            waiting.message_id, waiting.dequeue_count = message_id, dequeue_count
+        await flow.run()
+        assert len(flow.table.rows) == 20
+        orders.append(order)
+    assert orders[0] == orders[1][::-1]
+
+
+async def test_what_waits_for_its_turn_keeps_its_lease() -> None:
+    slow = Slow()
+    flow = Workflow(good(), good(), handle=slow.handle, visibility_timeout=1, drain=False)
+    for waiting in flow.queue.waiting:
+        waiting.dequeue_count = 3
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.queue.renewals >= 6)
+    assert slow.handling == 1
+    slow.go_on.set()
+    await until(lambda: not flow.queue.waiting)
+    flow.stop.set()
+    counts = await running
+    assert (counts["received"], counts["stored"]) == (2, 2)
+
+
+async def test_nothing_is_received_while_the_queue_does_not_answer() -> None:
+    flow = Workflow(drain=False)
+    flow.queue.faults.plan("receive", Unavailable("no answer within 10 s", "Timeout"))
+    flow.queue.faults.plan("probe", *(Unavailable("no answer within 10 s", "Timeout") for _ in range(3)))
+    received: list[int] = []
+    flow.queue.on_receive = lambda: received.append(len(flow.queue.faults.planned["probe"]))
+    running = asyncio.create_task(flow.run())
+    await until(lambda: len(received) >= 2)
+    flow.stop.set()
+    await running
+    assert received[:2] == [3, 0]
+
+
+async def test_concurrency_shrinks_while_the_table_throttles_and_grows_back() -> None:
+    flow = Workflow(*(good(str(number)) for number in range(300)), concurrency=32, drain=False)
+    flow.table.faults.plan("insert", Throttled("insert: 503 ServerBusy", "ServerBusy"))
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.consumer._limit.now < 32)
+    flow.queue.waiting += [Waiting(good()) for _ in range(1000)]
+    await until(lambda: flow.consumer._limit.now == 32)
+    flow.stop.set()
+    await running
+
+
+async def test_a_stop_gives_work_its_time_and_then_gives_it_back() -> None:
+    slow = Slow()
+    flow = Workflow(good("slow"), handle=slow.handle, drain=False, stop_timeout=0.2)
+    running = asyncio.create_task(flow.run())
+    await until(lambda: slow.handling)
+    began = time.monotonic()
+    flow.stop.set()
+    counts = await running
+    assert time.monotonic() - began >= 0.2
+    assert slow.cancelled == counts["released"] == 1
+    assert flow.stored() == []
+    assert flow.queue.waiting[0].visible_at <= time.monotonic()
+
+
+async def test_a_stop_that_cuts_an_insert_off_leaves_the_message_to_its_lease() -> None:
+    flow = Workflow(good(), drain=False, stop_timeout=0.1)
+    flow.table.gate.clear()
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.table.inserting)
+    flow.stop.set()
+    counts = await running
+    assert (counts["released"], counts["left_to_lease"]) == (0, 1)
+    assert flow.queue.waiting[0].visible_at > time.monotonic() + 30
+
+
+async def test_a_stop_gives_back_at_once_what_waits_for_its_turn() -> None:
+    slow = Slow()
+    flow = Workflow(*(good(str(number)) for number in range(5)), handle=slow.handle, drain=False)
+    for waiting in flow.queue.waiting:
+        waiting.dequeue_count = 3
+    running = asyncio.create_task(flow.run())
+    await until(lambda: slow.handling)
+    flow.stop.set()
+    slow.go_on.set()
+    counts = await running
+    assert (counts["stored"], counts["released"]) == (1, 4)
+    assert all(waiting.visible_at <= time.monotonic() for waiting in flow.queue.waiting)
+
+
+async def test_a_stop_ends_in_time_though_nothing_answers() -> None:
+    flow = Workflow(good(), drain=False, stop_timeout=0.1, visibility_timeout=3600)
+
+    async def no_answer(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    for method in ("receive", "renew", "release"):
+        setattr(flow.queue, method, no_answer)
+    running = asyncio.create_task(flow.run())
+    await asyncio.sleep(0)
+    flow.stop.set()
+    await running

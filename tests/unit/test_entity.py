@@ -1,19 +1,21 @@
 """The stored entity."""
 
 from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
+from azure.data.tables import EdmType
 
 from edw import entity
-from edw.entity import PROPERTY_MOST
+from edw.entity import PROPERTY_MOST, Value
 from edw.message import Message
 
 SENT = datetime(2026, 11, 23, 12, 0, 0, 500000, tzinfo=UTC)
 PROCESSED = datetime(2026, 11, 23, 12, 0, 2, tzinfo=UTC)
 
 
-def built(msg: str = "hello", seconds: float = 1.5) -> dict[str, object]:
-    return entity.build("8f1c", Message(msg, "2026-11-23T12:00:00.5Z", SENT), PROCESSED, seconds)
+def built(msg: str = "hello", seconds: float = 1.5, **result: Value) -> dict[str, object]:
+    return entity.build(Message("8f1c", msg, "2026-11-23T12:00:00.5Z", SENT, {}), PROCESSED, seconds, result)
 
 
 def test_an_entity_has_the_documented_properties() -> None:
@@ -58,3 +60,45 @@ def test_a_msg_of_any_length_is_stored_whole_in_properties_of_legal_size(msg: st
 
 def test_a_msg_that_fits_is_stored_in_one_property() -> None:
     assert "data_2" not in built("a" * PROPERTY_MOST)
+
+
+def test_what_a_handler_returns_is_stored_beside_the_documented_properties() -> None:
+    receipt = UUID("9b2c1a52-0c4e-4d6c-8f61-0b9c2f1d7a11")
+    stored = built(status="paid", cents=3_000_000_000, rate=0.5, is_new=True, at=SENT, raw=b"\x00", receipt=receipt)
+    assert stored.items() >= built().items()
+    assert stored["cents"] == (3_000_000_000, EdmType.INT64)
+    assert (
+        stored.items()
+        >= {
+            "status": "paid",
+            "rate": 0.5,
+            "is_new": True,
+            "at": SENT,
+            "raw": b"\x00",
+            "receipt": receipt,
+        }.items()
+    )
+
+
+def test_a_long_string_of_a_handler_is_stored_whole() -> None:
+    stored = built(note="n" * (PROPERTY_MOST + 1))
+    assert (stored["note"], stored["note_2"]) == ("n" * PROPERTY_MOST, "n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RowKey", "1"),
+        ("data", "x"),
+        ("data_2", "x"),
+        ("not-a-name", "x"),
+        ("1st", "x"),
+        ("n" * 256, "x"),
+        ("many", 2**63),
+        ("list", [1]),
+        ("nothing", None),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_by_name(name: str, value: Value) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^handle returned '{name}'"):
+        built(**{name: value})

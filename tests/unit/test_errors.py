@@ -1,11 +1,13 @@
 """What the services answer, as one line and one decision."""
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from types import SimpleNamespace
 
 import pytest
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ServiceRequestError
 
-from edw.errors import ContentRefused, LeaseLost, Missing, Rejected, Unavailable, translated, unavailable
+from edw.errors import ContentRefused, LeaseLost, Missing, Rejected, Throttled, Unavailable, translated, unavailable
 
 
 def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") -> HttpResponseError:
@@ -20,9 +22,10 @@ def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") 
     [
         (ServiceRequestError("Cannot connect to host"), Unavailable),
         (ClientAuthenticationError("no token\nAttempted credentials:\n..."), Unavailable),
-        (answered(500, "OperationTimedOut"), Unavailable),
-        (answered(503, "ServerBusy"), Unavailable),
-        (answered(429, "TooManyRequests"), Unavailable),
+        (answered(500, "InternalError"), Unavailable),
+        (answered(500, "OperationTimedOut"), Throttled),
+        (answered(503, "ServerBusy"), Throttled),
+        (answered(429, "TooManyRequests"), Throttled),
         (answered(403, "AuthorizationPermissionMismatch"), Unavailable),
         (answered(401, "NoAuthenticationInformation"), Unavailable),
         (answered(404, "QueueNotFound"), Missing),
@@ -78,3 +81,17 @@ def test_failures_of_one_cause_are_of_one_kind_whatever_their_words() -> None:
     kinds = {unavailable(error, doing).kind for error, doing in zip(refused, ("receive", "create queue"), strict=True)}
     assert kinds == {"ClientAuthenticationError"}
     assert unavailable(answered(503, "ServerBusy"), "receive").kind == "ServerBusy"
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [("7", 7, 7), ("0.5", 0.5, 0.5), ("in a minute", 0, 0), (None, 0, 0), ("-3", 0, 0), ("date", 50, 60)],
+)
+def test_the_wait_that_a_throttling_service_asks_for_is_known(header: str | None, least: float, most: float) -> None:
+    if header == "date":
+        header = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    error = answered(503, "ServerBusy")
+    error.response = SimpleNamespace(headers={"Retry-After": header} if header else {})  # type: ignore[assignment]
+    seen = translated(error, "insert")
+    assert isinstance(seen, Throttled)
+    assert least <= seen.retry_after <= most

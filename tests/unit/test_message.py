@@ -9,6 +9,7 @@ import pytest
 from edw import message
 from edw.message import Unprocessable
 
+ID = "8f1c"
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -17,7 +18,8 @@ def body(**members: object) -> str:
 
 
 def test_a_message_as_the_aws_producer_writes_it_is_understood() -> None:
-    parsed = message.parse('{"msg": "Scale Test Message : COUNT 1", "srcStamp": "2026-11-23 12:00:00.123456"}')
+    parsed = message.parse(ID, '{"msg": "Scale Test Message : COUNT 1", "srcStamp": "2026-11-23 12:00:00.123456"}')
+    assert parsed.id == ID
     assert parsed.msg == "Scale Test Message : COUNT 1"
     assert parsed.src_stamp == "2026-11-23 12:00:00.123456"
     assert parsed.sent_at == NOON
@@ -49,20 +51,20 @@ def test_a_new_message_is_stamped_in_utc() -> None:
     ],
 )
 def test_source_stamps_of_other_senders_are_understood(src_stamp: str, meant: datetime) -> None:
-    parsed = message.parse(body(srcStamp=src_stamp))
+    parsed = message.parse(ID, body(srcStamp=src_stamp))
     assert parsed.sent_at == meant
     assert parsed.src_stamp == src_stamp
 
 
 def test_unknown_members_are_ignored() -> None:
-    assert message.parse(body(color="blue", nested={"a": [1, None]})).msg == "hello"
+    assert message.parse(ID, body(color="blue", nested={"a": [1, None]})).msg == "hello"
 
 
 @pytest.mark.parametrize("msg", ["", "\x00\x01\x1f", "😀 e\u0301 ￿", "\"'<&>\\/#?%", "line\r\nline\u2028", "\ufeff"])
 def test_any_text_survives_the_wire(msg: str) -> None:
     wire = message.compose(msg, NOON)
     assert wire.isascii()
-    assert message.parse(wire).msg == msg
+    assert message.parse(ID, wire).msg == msg
 
 
 @pytest.mark.parametrize(
@@ -96,12 +98,12 @@ def test_any_text_survives_the_wire(msg: str) -> None:
 )
 def test_what_is_not_a_message_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(Unprocessable, match=f"^{reason}"):
-        message.parse(text)
+        message.parse(ID, text)
 
 
 def test_a_base64_message_in_a_text_queue_is_refused_with_the_setting_to_look_at() -> None:
     with pytest.raises(Unprocessable, match="EDW_MESSAGE_ENCODING"):
-        message.parse(message.encode(body(), "base64"))
+        message.parse(ID, message.encode(body(), "base64"))
 
 
 def test_base64_is_what_other_peers_write() -> None:
@@ -119,5 +121,5 @@ def test_what_is_not_base64_is_refused_with_the_setting_that_asks_for_it(content
 def test_a_reason_never_repeats_the_content(secret: str) -> None:
     for text in (secret, f'{{"{secret}', body(srcStamp=secret), body(msg=[secret])):
         with pytest.raises(Unprocessable) as refused:
-            message.parse(text)
+            message.parse(ID, text)
         assert secret not in str(refused.value)

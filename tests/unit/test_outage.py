@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from edw import outage
-from edw.errors import LeaseLost, Missing, Unavailable
+from edw.errors import LeaseLost, Missing, Throttled, Unavailable
 from edw.outage import Outage
 from edw.stop import Stop
 
@@ -26,14 +26,15 @@ async def nothing() -> None:
 class Service:
     """Fails as often as it is told, then answers."""
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, error: Unavailable | None = None) -> None:
         self.failures = failures
+        self.error = error or Unavailable("receive: 500 InternalError", "InternalError")
         self.calls = 0
 
     async def call(self) -> str:
         self.calls += 1
         if self.calls <= self.failures:
-            raise Unavailable("receive: 503 ServerBusy", "ServerBusy")
+            raise self.error
         return "answer"
 
 
@@ -96,8 +97,10 @@ async def test_a_stop_ends_the_wait_at_once() -> None:
 
 
 async def test_nothing_is_tried_past_the_limit() -> None:
+    now, service = time.monotonic(), Service(failures=9)
     with pytest.raises(Unavailable):
-        await Outage("queue", Stop(), nothing).ride_out(Service(failures=9).call, until=time.monotonic())
+        await Outage("queue", Stop(), nothing).ride_out(service.call, until=lambda: now)
+    assert service.calls == 1
 
 
 async def test_an_answer_that_is_not_an_outage_is_passed_on_at_once() -> None:
@@ -144,3 +147,40 @@ async def test_outages_in_quick_succession_do_not_fill_the_log(monkeypatch: pyte
         for _ in range(20):
             await queue.ride_out(Service(failures=2).call)
     assert [entry["event"] for entry in logs] == ["service unavailable, trying again", "service available again"]
+
+
+async def test_what_must_not_be_asked_in_vain_is_asked_again_only_once_the_service_answers() -> None:
+    receive, peek = Service(failures=1), Service(failures=5)
+    assert await Outage("queue", Stop(), nothing).ride_out(receive.call, probe=peek.call) == "answer"
+    assert (receive.calls, peek.calls) == (2, 6)
+
+
+async def test_the_wait_that_the_service_asks_for_is_kept_even_if_the_limit_moves_on() -> None:
+    attempts: list[float] = []
+
+    async def busy() -> str:
+        attempts.append(time.monotonic())
+        if len(attempts) == 1:
+            raise Throttled("insert: 503 ServerBusy", "ServerBusy", retry_after=0.3)
+        return "answer"
+
+    # A lease that is renewed: its end is always a little ahead.
+    table = Outage("table", Stop(), nothing)
+    assert await table.ride_out(busy, until=lambda: time.monotonic() + 0.05) == "answer"
+    assert attempts[1] - attempts[0] >= 0.3
+
+
+async def test_a_wait_longer_than_any_service_means_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "RETRY_AFTER_MOST", 0.01)
+    service = Service(failures=1, error=Throttled("insert: 503 ServerBusy", "ServerBusy", retry_after=86_400))
+    async with asyncio.timeout(10):
+        assert await Outage("table", Stop(), nothing).ride_out(service.call) == "answer"
+
+
+async def test_every_refusal_of_a_throttling_service_is_told_and_no_other_failure() -> None:
+    told: list[None] = []
+    table = Outage("table", Stop(), nothing, lambda: told.append(None))
+    await table.ride_out(Service(failures=3).call)
+    assert told == []
+    await table.ride_out(Service(failures=3, error=Throttled("insert: 503 ServerBusy", "ServerBusy")).call)
+    assert len(told) == 3

@@ -51,7 +51,7 @@ async def test_messages_are_numbered_from_one_as_the_aws_producer_does() -> None
     sender = Sender(count=3)
     await sender.run()
     assert sorted(body["msg"] for body in sender.sent()) == [f"Scale Test Message : COUNT {n}" for n in (1, 2, 3)]
-    assert all(message.parse(waiting.content) for waiting in sender.queue.waiting)
+    assert all(message.parse("8f1c", waiting.content) for waiting in sender.queue.waiting)
 
 
 async def test_base64_and_time_to_live_are_as_the_settings_say() -> None:
@@ -208,7 +208,7 @@ def test_a_json_line_with_msg_is_sent_as_it_is_and_stamped_where_it_has_no_stamp
     ],
 )
 def test_any_other_line_becomes_the_msg_whole(line: str) -> None:
-    assert message.parse(body_of_line(line.encode(), NOON)).msg == line
+    assert message.parse("8f1c", body_of_line(line.encode(), NOON)).msg == line
 
 
 def test_a_line_that_is_not_utf8_is_refused() -> None:
