@@ -52,5 +52,5 @@ lock: install ## compile requirements*.txt and the lock file of Azurite anew
 
 .PHONY: clean
 clean: ## remove what make has installed and what the tools have cached
-	rm -rf $(VENV) tools/azurite/node_modules .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) tools/azurite/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

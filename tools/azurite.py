@@ -100,20 +100,20 @@ def running(
         try:
             endpoints = _endpoints(process, Path(folder) / "log")
             yield Service(process, f"{endpoints['Queue']}/{ACCOUNT}", f"{endpoints['Table']}/{ACCOUNT}")
+            if data:
+                end(process)
         finally:
-            _end(process, has_data=data is not None)
-
-
-def _end(process: subprocess.Popen[bytes], has_data: bool) -> None:
-    if has_data:
-        process.terminate()  # so that it saves what it holds
-        try:
-            process.wait(SAVED_WITHIN)
-        except subprocess.TimeoutExpired:
             process.kill()
-            raise AzuriteError(f"Azurite has not saved its data after {SAVED_WITHIN:g} s") from None
-    process.kill()
-    process.communicate()
+            process.communicate()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends Azurite in the way in which it saves its data. Raises AzuriteError where that takes too long."""
+    process.terminate()
+    try:
+        process.wait(SAVED_WITHIN)
+    except subprocess.TimeoutExpired:
+        raise AzuriteError(f"Azurite has not saved its data after {SAVED_WITHIN:g} s") from None
 
 
 def _endpoints(process: subprocess.Popen[bytes], output: Path) -> dict[str, str]:

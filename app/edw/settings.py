@@ -228,7 +228,7 @@ class ConsumerSettings(WorkflowSettings):
         "seconds that messages in work have when the consumer is asked to stop; then they are given back. "
         "Two seconds and more below the pod's grace period",
         number(0, 86_400),
-        default=8.0,
+        default=7.0,
     )
     drain: bool = option("EDW_DRAIN", "end when the queue is empty and nothing is in flight", switch, default=False)
     http_port: int = option("EDW_HTTP_PORT", "port of /livez and /readyz; 0 is none", integer(0, 65_535), default=0)

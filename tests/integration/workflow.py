@@ -4,23 +4,26 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from azure.core.exceptions import ResourceNotFoundError
-from azure.data.tables.aio import TableClient
-from azure.storage.queue.aio import QueueClient
+from azure.data.tables.aio import TableClient, TableServiceClient
+from azure.storage.queue.aio import QueueClient, QueueServiceClient
 
 import report
 from azurite import Service
-from edw import entity
+from edw import entity, message
 from edw.settings import ConsumerSettings
-from edw.storage import Storage
+from edw.storage import API_VERSION
 
 APP = Path(__file__).parents[2] / "app"
 WITHIN = 30.0
@@ -61,10 +64,12 @@ class Program:
         self.process.send_signal(number)
         return await self.ended()
 
+    def log(self) -> list[dict[str, Any]]:
+        """The log lines, which the settings have as JSON."""
+        return [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
+
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The log lines of this event, which the settings have as JSON."""
-        lines = [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{") and line.endswith("}")]
-        return [line for line in lines if line["event"] == event]
+        return [line for line in self.log() if line["event"] == event]
 
     async def says(self, event: str) -> dict[str, Any]:
         first: dict[str, Any] = (await eventually(lambda: self.events(event)))[0]
@@ -90,6 +95,7 @@ class Workflow:
             "EDW_LOG_FORMAT": "json",
         }
         self.settings = ConsumerSettings(storage_connection_string=connection_string, queue_name=name, table_name=name)
+        self.app = APP
         self.queue: QueueClient
         self.poison_queue: QueueClient
         self.table: TableClient
@@ -97,10 +103,16 @@ class Workflow:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Workflow"]:
-        async with Storage(self.settings) as storage:
-            self.queue = await storage.queue(self.settings.queue_name)
-            self.poison_queue = await storage.queue(self.settings.poison_queue_name)
-            self.table = await storage.table(self.settings)
+        given = {"conn_str": self.settings.storage_connection_string, "api_version": API_VERSION, "retry_total": 5}
+        # Its own requests are repeated soon: Azurite closes idle connections, at times just when one is used.
+        queues = QueueServiceClient.from_connection_string(
+            **given, initial_backoff=0.1, increment_base=1, random_jitter_range=0
+        )
+        tables = TableServiceClient.from_connection_string(**given, retry_backoff_factor=0.1)
+        async with queues, tables:
+            self.queue = queues.get_queue_client(self.settings.queue_name)
+            self.poison_queue = queues.get_queue_client(self.settings.poison_queue_name)
+            self.table = tables.get_table_client(self.settings.table_name)
             try:
                 yield self
             finally:
@@ -116,10 +128,26 @@ class Workflow:
         for content in contents:
             await self.queue.send_message(content)
 
+    async def send(self, *msgs: str) -> None:
+        """Puts well-formed messages, several at a time."""
+        slots = asyncio.Semaphore(8)
+
+        async def put(msg: str) -> None:
+            async with slots:
+                await self.put(message.compose(msg, datetime.now(UTC)))
+
+        await asyncio.gather(*map(put, msgs))
+
+    def handle_with(self, source: str) -> None:
+        """Consumers started from now on have this as their app/handler.py, as users put theirs."""
+        self.app = self.folder / f"app-{uuid4().hex[:6]}"
+        shutil.copytree(APP, self.app, ignore=shutil.ignore_patterns("__pycache__"))
+        (self.app / "handler.py").write_text(source)
+
     async def start(self, program: str, *argv: str, stdin: bytes | None = None, **environment: str) -> Program:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(APP / f"aqs-{program}.py"),
+            str(self.app / f"aqs-{program}.py"),
             *argv,
             env={name: value for name, value in (self.environment | environment).items() if value},
             cwd=self.folder,
@@ -156,9 +184,41 @@ class Workflow:
         """The msg of every entity."""
         return sorted(entity.data(row) for row in await self.rows())
 
+    async def is_empty(self) -> bool:
+        """Whether nothing is in the queue any more, leased messages included."""
+        return await self.left() == 0
+
+    async def emptied(self, within: float = WITHIN) -> None:
+        await eventually(self.is_empty, within)
+
+    async def holds_exactly(self, *msgs: str) -> None:
+        """Asserts that each of these, and nothing else, is stored, once."""
+        rows = await self.rows()
+        doubled = [key for key, times in Counter(row["PartitionKey"] for row in rows).items() if times > 1]
+        assert doubled == []
+        stored = Counter(entity.data(row) for row in rows)
+        assert stored - Counter(msgs) == Counter()
+        assert Counter(msgs) - stored == Counter()
+
     async def left(self) -> int:
         """Messages in the queue, leased ones included; 0 where no program has created it yet."""
         return await report.length(self.queue)
+
+    async def are_visible(self, count: int) -> bool:
+        """Whether so many messages of the queue, up to 32, can be received now."""
+        return len(await self.queue.peek_messages(32)) == min(count, 32)
+
+    async def has_fewer_than(self, count: int) -> bool:
+        """Whether the queue does."""
+        return await self.left() < count
+
+    async def poison_left(self) -> int:
+        """Messages in the poison queue."""
+        return await report.length(self.poison_queue)
+
+    async def envelopes(self) -> list[dict[str, Any]]:
+        """Every poison message, which must be in an envelope."""
+        return [json.loads(content) for content in await self.poisoned()]
 
     async def poisoned(self) -> list[str]:
         """The content of every poison message."""

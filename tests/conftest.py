@@ -17,6 +17,14 @@ def service() -> Iterator[Service]:
 
 
 @pytest.fixture
+async def flow_of_its_own(tmp_path: Path) -> AsyncIterator[Workflow]:
+    """For thousands of messages, which Azurite cleans up long after the test."""
+    with azurite.running() as own:
+        async with Workflow(own.connection_string, tmp_path).opened() as workflow:
+            yield workflow
+
+
+@pytest.fixture
 async def flow(service: Service, tmp_path: Path) -> AsyncIterator[Workflow]:
     async with Workflow(service.connection_string, tmp_path).opened() as workflow:
         yield workflow

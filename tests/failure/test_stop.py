@@ -1,0 +1,84 @@
+"""Consumers that are asked to stop with work in flight."""
+
+import signal
+import time
+
+import pytest
+
+from faults import Faults
+from proxy import black_hole, refuse
+from workflow import Workflow, eventually
+
+IN_TIME = 10.0
+"""Seconds: well inside the grace period of a pod, which is 30."""
+
+
+def handler_of(kind: str, seconds: float) -> str:
+    sleep = "time.sleep" if kind == "def" else "await asyncio.sleep"
+    return f"import asyncio\nimport time\n\n\n{kind} handle(message):\n    {sleep}({seconds})\n"
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_a_stop_ends_in_time_and_what_is_not_stored_is_visible_at_once(flow: Workflow, kind: str) -> None:
+    await flow.create()
+    flow.handle_with(handler_of(kind, 60))
+    await flow.send("slow", "slower")
+    consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600", EDW_STOP_TIMEOUT="1")
+    await eventually(lambda: flow.are_visible(0))
+    began = time.monotonic()
+    assert await consumer.stopped() == 0
+    assert time.monotonic() - began < IN_TIME
+    assert await flow.are_visible(2)
+    assert consumer.events("consumer stopped")[0]["released"] == 2
+
+
+async def test_a_stop_waits_for_work_that_ends_in_time(flow: Workflow) -> None:
+    await flow.create()
+    flow.handle_with(handler_of("def", 2))
+    await flow.send("slow", "slower")
+    consumer = await flow.start("consumer")
+    await eventually(lambda: flow.are_visible(0))
+    assert await consumer.stopped(signal.SIGINT) == 0
+    await flow.holds_exactly("slow", "slower")
+    assert await flow.left() == 0
+
+
+async def test_a_rolling_restart_under_load_loses_and_doubles_nothing(flow_of_its_own: Workflow) -> None:
+    flow = flow_of_its_own
+    await flow.create()
+    messages = [f"message {number}" for number in range(500)]
+    await flow.send(*messages)
+    for _ in range(10):
+        consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600", EDW_CONCURRENCY="8")
+        before = await flow.left()
+        await eventually(lambda before=before: flow.has_fewer_than(before - 20))  # type: ignore[misc]
+        began = time.monotonic()
+        assert await consumer.stopped() == 0
+        assert time.monotonic() - began < IN_TIME
+        # Nothing waits for a lease to end: what is not stored can be had at once.
+        assert await flow.are_visible(await flow.left())
+    await flow.drained()
+    await flow.holds_exactly(*messages)
+    assert await flow.poison_left() == 0
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "no answer"])
+async def test_a_stop_during_an_outage_ends_in_time(flow: Workflow, faults: Faults, is_silent: bool) -> None:
+    await flow.send("hello")
+    faults.breaks("insert", black_hole if is_silent else refuse(503, "ServerBusy"))
+    consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600")
+    await eventually(lambda: faults.seen("insert"))
+    faults.breaks("", black_hole if is_silent else refuse(503, "ServerBusy"))
+    began = time.monotonic()
+    assert await consumer.stopped() == 0
+    assert time.monotonic() - began < IN_TIME
+    assert await flow.left() == 1
+
+
+async def test_a_stop_before_the_service_ever_answered_ends_in_time(flow: Workflow, faults: Faults) -> None:
+    faults.breaks("", black_hole)
+    consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600")
+    await eventually(lambda: faults.seen("create"))
+    began = time.monotonic()
+    assert await consumer.stopped() == 0
+    assert time.monotonic() - began < IN_TIME
