@@ -8,7 +8,7 @@ from uuid import UUID
 
 from azure.data.tables import EdmType, EntityProperty
 
-from edw.message import Message, stamp
+from edw.message import Message, is_unicode, stamp
 
 PROPERTY_MOST = 32_768
 """UTF-16 units of a string property (64 KiB):
@@ -54,6 +54,8 @@ def _added(result: Mapping[str, Value]) -> dict[str, Any]:
         if not isinstance(value, Value):
             raise TypeError(f"handle returned {name!r} as {type(value).__name__}, which a property cannot hold")
         if isinstance(value, str):
+            if not is_unicode(value):
+                raise ValueError(f"handle returned {name!r} as text with half of a surrogate pair")
             properties |= _strings(name, value)
         elif isinstance(value, int) and not isinstance(value, bool):
             if not -(2**63) <= value < 2**63:

@@ -101,11 +101,18 @@ def _string(document: dict[str, Any], member: str) -> str:
     value = document[member]
     if not isinstance(value, str):
         raise Unprocessable(f"{member} is not a string but {_name(value)}")
+    if not is_unicode(value):
+        raise Unprocessable(f"{member} is not Unicode text: it holds half of a surrogate pair")
+    return value
+
+
+def is_unicode(value: str) -> bool:
+    """Whether a service can take the text: not with half of a surrogate pair, which JSON and Python can hold."""
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Unprocessable(f"{member} is not Unicode text: it holds half of a surrogate pair") from None
-    return value
+        return False
+    return True
 
 
 def _name(value: Any) -> str:

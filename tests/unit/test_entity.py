@@ -96,6 +96,7 @@ def test_a_long_string_of_a_handler_is_stored_whole() -> None:
         ("n" * 256, "x"),
         ("many", 2**63),
         ("list", [1]),
+        ("half", "\ud83d"),
         ("nothing", None),
     ],
 )
