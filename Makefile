@@ -15,8 +15,12 @@ demo: install ## the whole workflow on this machine, with proof that nothing was
 	@$(BIN)/python tools/demo.py
 
 .PHONY: test
-test: install ## unit tests, and integration tests against Azurite
+test: install ## unit tests, integration and failure tests against Azurite
 	@$(BIN)/pytest
+
+.PHONY: soak
+soak: install ## random faults for MINUTES=5, with proof that nothing was lost or doubled and no memory grew
+	@$(BIN)/python tools/soak.py --minutes $(or $(MINUTES),5)
 
 .PHONY: lint
 lint: install ## formatter, linter, types, shell scripts

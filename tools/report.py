@@ -8,13 +8,16 @@ Exit code 0 if every message is stored exactly once and nothing is left over, 1 
 
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from azure.core.exceptions import AzureError, ResourceNotFoundError
-from azure.data.tables.aio import TableClient
-from azure.storage.queue.aio import QueueClient
+from azure.data.tables.aio import TableClient, TableServiceClient
+from azure.storage.queue.aio import QueueClient, QueueServiceClient
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "app"))
 
@@ -23,7 +26,7 @@ from edw.errors import translated
 from edw.message import parse_stamp
 from edw.option import integer, option
 from edw.settings import WorkflowSettings
-from edw.storage import Storage
+from edw.storage import API_VERSION, Storage
 from edw.tally import percentiles
 
 
@@ -68,6 +71,20 @@ class Report:
             "every message is stored exactly once" if self.is_exact else "NOT every message is stored exactly once"
         )
         return "\n".join([*(f"{name:<18}{value}" for name, value in rows.items()), verdict])
+
+
+@asynccontextmanager
+async def clients(connection_string: str) -> AsyncIterator[tuple[QueueServiceClient, TableServiceClient]]:
+    """For a look from outside. They repeat their requests soon: Azurite closes idle connections, at times just
+    when one is used."""
+    given: dict[str, Any] = {"conn_str": connection_string, "api_version": API_VERSION, "retry_total": 5}
+    async with (
+        QueueServiceClient.from_connection_string(
+            **given, initial_backoff=0.1, increment_base=1, random_jitter_range=0
+        ) as queues,
+        TableServiceClient.from_connection_string(**given, retry_backoff_factor=0.1) as tables,
+    ):
+        yield queues, tables
 
 
 async def stored_ids(table: TableClient) -> list[str]:

@@ -16,14 +16,13 @@ from typing import Any
 from uuid import uuid4
 
 from azure.core.exceptions import ResourceNotFoundError
-from azure.data.tables.aio import TableClient, TableServiceClient
-from azure.storage.queue.aio import QueueClient, QueueServiceClient
+from azure.data.tables.aio import TableClient
+from azure.storage.queue.aio import QueueClient
 
 import report
 from azurite import Service
 from edw import entity, message
 from edw.settings import ConsumerSettings
-from edw.storage import API_VERSION
 
 APP = Path(__file__).parents[2] / "app"
 WITHIN = 30.0
@@ -103,13 +102,7 @@ class Workflow:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Workflow"]:
-        given = {"conn_str": self.settings.storage_connection_string, "api_version": API_VERSION, "retry_total": 5}
-        # Its own requests are repeated soon: Azurite closes idle connections, at times just when one is used.
-        queues = QueueServiceClient.from_connection_string(
-            **given, initial_backoff=0.1, increment_base=1, random_jitter_range=0
-        )
-        tables = TableServiceClient.from_connection_string(**given, retry_backoff_factor=0.1)
-        async with queues, tables:
+        async with report.clients(self.environment["AZURE_STORAGE_CONNECTION_STRING"]) as (queues, tables):
             self.queue = queues.get_queue_client(self.settings.queue_name)
             self.poison_queue = queues.get_queue_client(self.settings.poison_queue_name)
             self.table = tables.get_table_client(self.settings.table_name)
