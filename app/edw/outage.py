@@ -24,10 +24,11 @@ class Outage:
     """What all users of one service know of its state.
 
     It is on from the second failure of a call until an answer at least `QUIET` seconds after the last failure:
-    a service that throttles answers some requests and not others.
+    a service that throttles answers some requests and not others. `create` makes a queue or table that is
+    missing; without it, that it is missing is the service's answer.
     """
 
-    def __init__(self, service: str, stop: Stop, create: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, service: str, stop: Stop, create: Callable[[], Awaitable[object]] | None = None) -> None:
         self._service = service
         self._create = create
         self._stop = stop
@@ -52,11 +53,15 @@ class Outage:
             try:
                 result = await call()
             except Unavailable as error:
+                if isinstance(error, Missing) and not self._create:
+                    raise
                 attempts += 1
                 # One failure is no outage: a connection that the other side closed while it was idle.
                 if attempts > 1:
                     self._failed(error)
-                if isinstance(error, Missing):  # deleted while the program runs, or an emulator that forgot it
+                if (
+                    isinstance(error, Missing) and self._create
+                ):  # deleted while the program runs, or an emulator that forgot it
                     with suppress(ServiceError):
                         await self._create()
                 if not self._stop.is_set():
