@@ -86,14 +86,7 @@ class Soak:
 
     async def trouble(self) -> None:
         """One fault after the other; each is over before the next begins."""
-        kinds = [
-            self.kill,
-            self.restart,
-            self.freeze,
-            self.break_connections,
-            self.break_connections,
-            self.stop_azurite,
-        ]
+        kinds = [self.kill, self.restart, self.freeze, self.break_connections, self.stop_azurite]
         while time.monotonic() < self.ends:
             await asyncio.sleep(self.chance.uniform(0.5, 3.0))
             kind = self.chance.choice(kinds)
@@ -133,21 +126,26 @@ class Soak:
     async def stop_azurite(self) -> None:
         async with self.up:
             ports = [URL(endpoint).port or 0 for endpoint in (self.service.queue_endpoint, self.service.table_endpoint)]
-            self.azurite.close()
+            await asyncio.to_thread(self.azurite.close)  # which waits for connections through the proxies
             await asyncio.sleep(self.chance.uniform(0.5, 2.0) * LEASE)
             self.azurite.enter_context(azurite.running(*ports, data=self.folder))
 
     async def watch(self) -> None:
-        """Samples the memory of the first consumer, in KiB, and says how far the run is."""
+        """Samples the memory of the first consumer and says how far the run is."""
         while time.monotonic() < self.ends:
-            status = Path(f"/proc/{self.consumers[0].pid}/status").read_text()
-            self.memory.append(int(status.partition("VmRSS:")[2].split()[0]))
+            self.memory.append(resident(self.consumers[0]))
             if len(self.memory) % 30 == 0:
                 print(f"{len(self.sent):>8,} sent, {self.memory[-1] / 1024:.1f} MiB, {self.had()}", flush=True)
             await asyncio.sleep(1)
 
     def had(self) -> str:
         return ", ".join(f"{name} {times}" for name, times in sorted(self.faults.items())) or "no faults yet"
+
+
+def resident(process: subprocess.Popen[bytes]) -> int:
+    """KiB of memory that the process has now."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 async def run(minutes: float, consumers: int, seed: int) -> int:
@@ -184,7 +182,7 @@ async def holds(soak: Soak, consumers: int) -> bool:
             for work in (soak.feed(queue), soak.trouble(), soak.watch()):
                 tasks.create_task(work)
         async with asyncio.timeout(CALM_WITHIN):
-            while await report.length(queue):
+            while await report.length(queue):  # noqa: ASYNC110  looked at from outside
                 await asyncio.sleep(0.5)
         soak.started.stop()
         stored = Counter(await report.stored_ids(table))

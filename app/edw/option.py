@@ -2,11 +2,13 @@
 
 The flag follows from the variable: `EDW_HTTP_PORT` is `--http-port`. A flag wins over its variable, a
 variable over the default; an empty variable counts as not set. Secrets have no flag, because a command
-line can be read by every process of the machine.
+line can be read by every process of the machine. What is said anew at each call, as a command, is an
+argument: it has no variable.
 """
 
 import argparse
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,9 +23,13 @@ class SettingsError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How one setting is given and explained. `parse` raises ValueError with the rule that was broken."""
+    """How one setting is given and explained. `parse` raises ValueError with the rule that was broken.
 
-    variable: str
+    `variable` is None for what only the command line gives; a `flag` without hyphens is known by its place there.
+    """
+
+    variable: str | None
+    flag: str
     meaning: str
     parse: Parser
     default_text: str
@@ -31,13 +37,13 @@ class Option:
     secret: bool
 
     @property
-    def flag(self) -> str:
-        return "--" + self.variable.partition("_")[2].lower().replace("_", "-")
-
-    @property
     def explained(self) -> str:
         default = self.default_text if self.default_text.startswith("required") else f"default: {self.default_text}"
-        return f"{self.meaning} ({self.variable}; {default})"
+        return f"{self.meaning} ({'; '.join(filter(None, (self.variable, default)))})"
+
+    @property
+    def is_positional(self) -> bool:
+        return not self.flag.startswith("-")
 
     @property
     def is_switch(self) -> bool:
@@ -54,10 +60,24 @@ def option(
     secret: bool = False,
 ) -> Any:
     """A dataclass field that is a setting; without a default it is required."""
+    flag = "--" + variable.partition("_")[2].lower().replace("_", "-")
+    return _field(variable, flag, meaning, parse, default, default_text, secret)
+
+
+def argument(
+    flag: str, meaning: str, parse: Parser, *, default: Any = dataclasses.MISSING, default_text: str | None = None
+) -> Any:
+    """A dataclass field that only the command line gives: by its flag or, if that has no hyphens, by its place."""
+    return _field(None, flag, meaning, parse, default, default_text, secret=False)
+
+
+def _field(
+    variable: str | None, flag: str, meaning: str, parse: Parser, default: Any, default_text: str | None, secret: bool
+) -> Any:
     required = default is dataclasses.MISSING
     if default_text is None:
         default_text = "required" if required else str(default).lower() if parse is switch else str(default)
-    declared = Option(variable, meaning, parse, default_text, required, secret)
+    declared = Option(variable, flag, meaning, parse, default_text, required, secret)
     return dataclasses.field(default=default, repr=not secret, metadata={"option": declared})
 
 
@@ -76,16 +96,16 @@ def load(settings: type[T], argv: Sequence[str], environ: Mapping[str, str], *, 
     missing: list[str] = []
     for name, opt in options(settings).items():
         given_by, text = opt.flag, flags.get(name)
-        if text is None:
+        if text is None and opt.variable:
             given_by, text = opt.variable, environ.get(opt.variable) or None
         if text is None:
-            missing += [opt.variable] if opt.required else []
+            missing += [opt.variable or opt.flag] if opt.required else []
             continue
         try:
             values[name] = opt.parse(text)
         except ValueError as error:
             shown = "" if opt.secret else f" {text!r}"
-            named = given_by if given_by == opt.variable else f"{given_by} ({opt.variable})"
+            named = given_by if opt.variable in (None, given_by) else f"{given_by} ({opt.variable})"
             raise SettingsError(f"{named}:{shown} {error}") from None
     if missing:
         raise SettingsError(f"not set: {', '.join(missing)} (--help explains every setting)")
@@ -103,9 +123,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _parser(settings: type, epilog: str) -> argparse.ArgumentParser:
+    positional = "".join(f"{opt.flag} " for opt in options(settings).values() if opt.is_positional)
     parser = _OneLineParser(
-        usage="%(prog)s [--help] [--setting VALUE ...]",
-        description=settings.__doc__,
+        usage=f"%(prog)s [--help] {positional}[--setting VALUE ...]",
+        description=inspect.getdoc(settings),
         epilog=epilog,
         formatter_class=_Help,
         allow_abbrev=False,
@@ -114,6 +135,10 @@ def _parser(settings: type, epilog: str) -> argparse.ArgumentParser:
         explained = opt.explained.replace("%", "%%")  # argparse formats what it shows
         if opt.secret:
             parser.epilog = f"{opt.variable} has no flag, because it is a secret:\n  {explained}\n\n{parser.epilog}"
+        elif opt.is_positional:
+            parser.add_argument(name, metavar=opt.flag, help=explained)
+        elif opt.is_switch and not opt.variable:  # nothing that a value of false could take back
+            parser.add_argument(opt.flag, dest=name, action="store_const", const="true", help=explained)
         elif opt.is_switch:
             parser.add_argument(opt.flag, dest=name, nargs="?", const="true", metavar="false", help=explained)
         else:

@@ -26,14 +26,15 @@ class Outage:
     """What all users of one service know of its state.
 
     It is on from the second failure of a call until an answer at least `QUIET` seconds after the last failure:
-    a service that throttles answers some requests and not others.
+    a service that throttles answers some requests and not others. `create` makes a queue or table that is
+    missing; without it, that it is missing is the service's answer.
     """
 
     def __init__(
         self,
         service: str,
         stop: Stop,
-        create: Callable[[], Awaitable[object]],
+        create: Callable[[], Awaitable[object]] | None = None,
         on_throttled: Callable[[], None] = lambda: None,
     ) -> None:
         self._service = service
@@ -69,13 +70,15 @@ class Outage:
                     await probe()
                 result = await call()
             except Unavailable as error:
+                if isinstance(error, Missing) and not self._create:
+                    raise
                 attempts += 1
                 # One failure is no outage: a connection that the other side closed while it was idle.
                 if attempts > 1:
                     self._failed(error)
                 if isinstance(error, Throttled):
                     self._on_throttled()
-                if isinstance(error, Missing):  # deleted while the program runs, or an emulator that forgot it
+                if isinstance(error, Missing) and self._create:  # deleted meanwhile, or an emulator that forgot it
                     with suppress(ServiceError):
                         await self._create()
                 if not await self._pause(max(waits.next(), min(error.retry_after, RETRY_AFTER_MOST)), until):

@@ -1,9 +1,22 @@
 """The poison queue's messages: what can never succeed, with the reason."""
 
+import json
 from datetime import UTC, datetime
+from typing import Any
 
 from edw.message import BODY_MOST, serialize
 from edw.queue import Delivery
+
+_MEMBERS = {
+    "body": str,
+    "reason": str,
+    "dequeueCount": int,
+    "messageId": str,
+    "insertedOn": str,
+    "expiresOn": str,
+    "poisonedOn": str,
+    "consumer": str,
+}
 
 
 def envelope(delivery: Delivery, reason: str, consumer: str) -> str:
@@ -24,3 +37,18 @@ def envelope(delivery: Delivery, reason: str, consumer: str) -> str:
         }
     )
     return wrapped if len(wrapped) <= BODY_MOST else delivery.content
+
+
+def members(delivery: Delivery) -> dict[str, Any]:
+    """The members of the envelope that a delivery of the poison queue is.
+
+    Of bare content only the body is known, and the time from the poison queue itself; the others are None.
+    """
+    try:
+        document = json.loads(delivery.content)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict) and {name: type(value) for name, value in document.items()} == _MEMBERS:
+        return document
+    known = {"body": delivery.content, "poisonedOn": delivery.inserted_on.isoformat()}
+    return dict.fromkeys(_MEMBERS) | known

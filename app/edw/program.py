@@ -22,6 +22,10 @@ WRONG_SETTINGS = 2
 S = TypeVar("S", bound=ServiceSettings)
 
 
+class Aborted(Exception):
+    """Raised by a program that ends before its work is done; the text is one line for a person."""
+
+
 def main(settings_class: type[S], run: Callable[[S], Coroutine[Any, Any, int]]) -> int:
     """Runs the program with settings from the command line, the environment and .env; its exit code."""
     try:
@@ -29,9 +33,9 @@ def main(settings_class: type[S], run: Callable[[S], Coroutine[Any, Any, int]]) 
         settings = load(settings_class, sys.argv[1:], os.environ, epilog=IDENTITY_VARIABLES)
         log.configure(settings.log_level, settings.log_format)
         return asyncio.run(_to_the_end(run(settings)))
-    except SettingsError as error:
+    except (SettingsError, Aborted) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return WRONG_SETTINGS
+        return FAILED if isinstance(error, Aborted) else WRONG_SETTINGS
 
 
 async def _to_the_end(running: Coroutine[Any, Any, int]) -> int:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from edw.option import SettingsError, choice, integer, number, option, switch, text
+from edw.option import SettingsError, argument, choice, integer, number, option, switch, text
 
 QUEUE_NAME_MOST = 63  # learn.microsoft.com/rest/api/storageservices/naming-queues-and-metadata
 
@@ -91,7 +91,7 @@ def _is_base64(value: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
-    """Where queue and table are, and how a program writes its log."""
+    """Where the queue is, and how a program writes its log."""
 
     queue_name: str = option("AZURE_QUEUE_NAME", "the queue", queue_name)
     storage_account_name: str | None = option(
@@ -118,12 +118,6 @@ class ServiceSettings:
     )
     storage_endpoint_suffix: str = option(
         "AZURE_STORAGE_ENDPOINT_SUFFIX", "suffix of the cloud", endpoint_suffix, default="core.windows.net"
-    )
-    message_encoding: str = option(
-        "EDW_MESSAGE_ENCODING",
-        "text, or base64 for peers that use it (Azure Functions, .NET)",
-        choice("text", "base64"),
-        default="text",
     )
     log_level: str = option(
         "EDW_LOG_LEVEL",
@@ -160,17 +154,21 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkflowSettings(ServiceSettings):
-    """Queue, poison queue and table."""
+class MessageSettings(ServiceSettings):
+    """How messages are written into the queue and read from it."""
 
-    table_name: str = option("AZURE_TABLE_NAME", "the table", table_name)
-    storage_table_endpoint: str | None = option(
-        "AZURE_STORAGE_TABLE_ENDPOINT",
-        "URL of the table service, Cosmos DB for Table included",
-        endpoint,
-        default=None,
-        default_text="derived",
+    message_encoding: str = option(
+        "EDW_MESSAGE_ENCODING",
+        "text, or base64 for peers that use it (Azure Functions, .NET)",
+        choice("text", "base64"),
+        default="text",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonQueueSettings(ServiceSettings):
+    """Queue and poison queue."""
+
     poison_queue_name: str = option(
         "EDW_POISON_QUEUE_NAME",
         "the queue for messages that can never succeed",
@@ -181,7 +179,6 @@ class WorkflowSettings(ServiceSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_reachable("AZURE_STORAGE_TABLE_ENDPOINT", self.table_endpoint)
         if not self.poison_queue_name:
             object.__setattr__(self, "poison_queue_name", f"{self.queue_name}-poison")
         if len(self.poison_queue_name) > QUEUE_NAME_MOST:
@@ -192,13 +189,31 @@ class WorkflowSettings(ServiceSettings):
         if self.poison_queue_name == self.queue_name:
             raise SettingsError("EDW_POISON_QUEUE_NAME: is the same as AZURE_QUEUE_NAME")
 
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowSettings(PoisonQueueSettings):
+    """Queue, poison queue and table."""
+
+    table_name: str = option("AZURE_TABLE_NAME", "the table", table_name)
+    storage_table_endpoint: str | None = option(
+        "AZURE_STORAGE_TABLE_ENDPOINT",
+        "URL of the table service, Cosmos DB for Table included",
+        endpoint,
+        default=None,
+        default_text="derived",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_reachable("AZURE_STORAGE_TABLE_ENDPOINT", self.table_endpoint)
+
     @property
     def table_endpoint(self) -> str:
         return self.storage_table_endpoint or self._derived("table")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsumerSettings(WorkflowSettings):
+class ConsumerSettings(WorkflowSettings, MessageSettings):
     """Takes messages from the queue, stores one entity per message in the table, deletes the message."""
 
     concurrency: int = option("EDW_CONCURRENCY", "messages worked on at once", integer(1, 1000), default=64)
@@ -243,7 +258,7 @@ class ConsumerSettings(WorkflowSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProducerSettings(ServiceSettings):
+class ProducerSettings(MessageSettings):
     """Sends messages to the queue: one a second until stopped, or what count, rate, duration and input say."""
 
     count: int | None = option(
@@ -286,3 +301,34 @@ class ProducerSettings(ServiceSettings):
             raise SettingsError("EDW_TIME_TO_LIVE: 0 is neither -1 (never) nor a positive number of seconds")
         if self.rate is None:
             object.__setattr__(self, "rate", 0.0 if self.input else 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonSettings(PoisonQueueSettings):
+    """Shows the messages of the poison queue, puts them back into the queue, or deletes them.
+
+    requeue and purge say how many messages they are about to change, and ask. Everything is leased first, and
+    what is not changed is given back at once; a message that somebody else has leased is left alone.
+    Results are on standard output, all that is said besides on standard error. Exit code 1 means that not all
+    was done: messages are left, the answer was no, Ctrl-C, or the service could not be reached for half a minute.
+    """
+
+    command: str = argument(
+        "list|requeue|purge",
+        "show the messages; put their original bodies back into the queue, then delete them; or only delete them",
+        choice("list", "requeue", "purge"),
+    )
+    reason: str = argument(
+        "--reason",
+        "only the messages whose reason contains this text, in the same case",
+        text,
+        default="",
+        default_text="every message",
+    )
+    json: bool = argument(
+        "--json",
+        "one JSON object a line, with the whole body, for every message shown, put back or deleted",
+        switch,
+        default=False,
+    )
+    yes: bool = argument("--yes", "do not ask; needed where standard input is no terminal", switch, default=False)

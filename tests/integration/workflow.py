@@ -1,12 +1,14 @@
 """What the integration tests are written with: the programs as processes, and a look at what they did."""
 
 import asyncio
+import codecs
 import json
 import os
 import re
 import shutil
 import signal
 import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -49,8 +51,10 @@ class Program:
         self._reading = asyncio.gather(self._read("stdout"), self._read("stderr"))
 
     async def _read(self, stream: str) -> None:
-        async for line in getattr(self.process, stream):
-            setattr(self, stream, getattr(self, stream) + line.decode())
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        source: asyncio.StreamReader | None = getattr(self.process, stream)
+        while source and (data := await source.read(65_536)):  # not by lines: a question ends without a line's end
+            setattr(self, stream, getattr(self, stream) + decoder.decode(data))
 
     async def ended(self, within: float = WITHIN) -> int:
         """The exit code."""
@@ -137,26 +141,31 @@ class Workflow:
         shutil.copytree(APP, self.app, ignore=shutil.ignore_patterns("__pycache__"))
         (self.app / "handler.py").write_text(source)
 
-    async def start(self, program: str, *argv: str, stdin: bytes | None = None, **environment: str) -> Program:
+    async def start(
+        self, program: str, *argv: str, stdin: bytes | int = DEVNULL, stdout: int = PIPE, **environment: str
+    ) -> Program:
+        """The running program. Its standard input is a file descriptor, or a pipe with these bytes."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(self.app / f"aqs-{program}.py"),
             *argv,
             env={name: value for name, value in (self.environment | environment).items() if value},
             cwd=self.folder,
-            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdin=stdin if isinstance(stdin, int) else PIPE,
+            stdout=stdout,
+            stderr=PIPE,
         )
         self._programs.append(Program(process))
-        if stdin is not None and process.stdin:
+        if isinstance(stdin, bytes) and process.stdin:
             process.stdin.write(stdin)
             process.stdin.close()
         return self._programs[-1]
 
-    async def run(self, program: str, *argv: str, stdin: bytes | None = None, **environment: str) -> Program:
+    async def run(
+        self, program: str, *argv: str, stdin: bytes | int = DEVNULL, stdout: int = PIPE, **environment: str
+    ) -> Program:
         """The program once it has ended."""
-        running = await self.start(program, *argv, stdin=stdin, **environment)
+        running = await self.start(program, *argv, stdin=stdin, stdout=stdout, **environment)
         await running.ended()
         return running
 

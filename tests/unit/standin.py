@@ -59,6 +59,10 @@ class StandInQueue:
         self.faults.strike("create")
         return True
 
+    async def length(self) -> int:
+        self.faults.strike("length")
+        return len(self.waiting)
+
     async def receive(self, at_most: int, visibility_timeout: int) -> list[Delivery]:
         asked_at = time.monotonic()
         await asyncio.sleep(0)

@@ -67,6 +67,14 @@ async def test_a_service_that_answers_every_other_request_is_one_outage() -> Non
     assert len(logs) == 1
 
 
+async def test_what_is_missing_and_not_to_be_created_is_an_answer() -> None:
+    async def look() -> None:
+        raise Missing("receive: 404 QueueNotFound", "QueueNotFound")
+
+    with pytest.raises(Missing):
+        await Outage("queue", Stop()).ride_out(look)
+
+
 async def test_any_answer_ends_an_outage() -> None:
     async def refuse() -> None:
         raise LeaseLost("delete: 404 MessageNotFound")

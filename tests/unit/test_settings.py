@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edw.option import SettingsError, load, options
-from edw.settings import ConsumerSettings, ProducerSettings
+from edw.settings import ConsumerSettings, PoisonSettings, ProducerSettings
 
 ROOT = Path(__file__).parents[2]
 KEY = "c2VjcmV0LWtleQ=="
@@ -21,6 +21,10 @@ def consumer(*argv: str, **environ: str) -> ConsumerSettings:
 
 def producer(*argv: str, **environ: str) -> ProducerSettings:
     return load(ProducerSettings, argv, NEEDED | environ)
+
+
+def poison(*argv: str, **environ: str) -> PoisonSettings:
+    return load(PoisonSettings, argv, NEEDED | environ)
 
 
 def refusal(*argv: str, settings: type = ConsumerSettings, **environ: str) -> str:
@@ -84,6 +88,40 @@ def test_an_account_or_a_connection_string_is_needed() -> None:
 
 def test_the_producer_needs_no_table() -> None:
     assert load(ProducerSettings, [], {"AZURE_STORAGE_ACCOUNT_NAME": "acct", "AZURE_QUEUE_NAME": "work"})
+
+
+def test_the_poison_program_needs_no_table_and_has_no_encoding() -> None:
+    assert poison("list", AZURE_TABLE_NAME="", EDW_MESSAGE_ENCODING="rot13").poison_queue_name == "work-poison"
+    assert "--message-encoding" in refusal("list", "--message-encoding", "text", settings=PoisonSettings)
+
+
+def test_an_argument_is_given_on_the_command_line_alone_before_or_behind_the_command() -> None:
+    for argv in (["requeue", "--json", "--reason", "not JSON"], ["--reason", "not JSON", "--json", "requeue"]):
+        settings = poison(*argv, EDW_YES="true", YES="true")
+        assert (settings.command, settings.json, settings.yes, settings.reason) == ("requeue", True, False, "not JSON")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "the following arguments are required: list|requeue|purge (--help explains every setting)"),
+        (["drop"], "list|requeue|purge: 'drop' is not one of list, requeue, purge"),
+        (["list", "purge"], "unrecognized arguments: purge (--help explains every setting)"),
+        (["list", "--reason", ""], "--reason: '' is empty"),
+        (["list", "--yes=no"], "argument --yes: ignored explicit argument 'no' (--help explains every setting)"),
+    ],
+)
+def test_a_missing_or_wrong_argument_is_refused_by_its_name(argv: list[str], said: str) -> None:
+    assert refusal(*argv, settings=PoisonSettings) == said
+
+
+def test_help_of_the_poison_program_has_its_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        poison("--help")
+    shown = capsys.readouterr().out
+    assert "[--help] list|requeue|purge [--setting VALUE ...]" in shown
+    assert "\nrequeue and purge say how many" in shown, "without the indentation of the source"
+    assert "Exit code 1 means that not all" in shown
 
 
 @pytest.mark.parametrize("name", ["Work", "my_queue", "ab", "a" * 64, "-work", "work-", "my--queue", "q.q", "wörk"])
@@ -199,7 +237,7 @@ def test_the_connection_string_is_in_no_representation_and_on_no_command_line() 
     assert "connection-string" in refusal("--storage-connection-string", CONNECTION)
 
 
-@pytest.mark.parametrize("settings", [ConsumerSettings, ProducerSettings])
+@pytest.mark.parametrize("settings", [ConsumerSettings, ProducerSettings, PoisonSettings])
 def test_help_and_the_readme_have_every_setting_with_its_variable_and_default(
     settings: type, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,17 +248,18 @@ def test_help_and_the_readme_have_every_setting_with_its_variable_and_default(
     readme = (ROOT / "README.md").read_text()
     for option in options(settings).values():
         assert option.explained in shown
-        assert option.variable in option.explained
         assert option.default_text in option.explained
-        rows = [line for line in readme.splitlines() if line.startswith(f"| `{option.variable}`")]
-        flag = "none: a secret" if option.secret else f"`{option.flag}`"
+        if option.variable:
+            assert option.variable in option.explained
+        variable = f"`{option.variable}`" if option.variable else "none"
+        rows = [line for line in readme.splitlines() if line.startswith(f"| {variable} |")]
+        flag = "none: a secret" if option.secret else f"`{option.flag}`".replace("|", r"\|")
         assert any(f"| {flag} |" in row and f"| {option.default_text} |" in row for row in rows)
 
 
 def test_the_example_file_names_only_variables_that_exist() -> None:
-    known = {
-        option.variable for settings in (ConsumerSettings, ProducerSettings) for option in options(settings).values()
-    }
+    programs = (ConsumerSettings, ProducerSettings, PoisonSettings)
+    known = {option.variable for settings in programs for option in options(settings).values()}
     named = set(re.findall(r"^#? ?((?:AZURE|EDW)_\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert {"AZURE_QUEUE_NAME", "AZURE_TABLE_NAME", "AZURE_STORAGE_ACCOUNT_NAME"} <= named <= known
 
