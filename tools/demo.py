@@ -36,7 +36,7 @@ class Stalled(Exception):
 
 
 class Programs:
-    """The processes of one demo; the output of each goes to a file of its own."""
+    """Processes of the programs; the output of each goes to a file of its own."""
 
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self._folder = folder
@@ -68,6 +68,12 @@ class Programs:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """Ends it at once, on purpose: it counts as no failure."""
+        process.kill()
+        process.wait()
+        self._started = {name: other for name, other in self._started.items() if other is not process}
 
     def failures(self) -> list[str]:
         """What each process that did not end with 0 said last."""

@@ -98,14 +98,13 @@ class Soak:
         self.consumers[place : place + 1] = [self.started.start(name, "aqs-consumer.py")]
 
     async def kill(self) -> None:
-        await self._end(signal.SIGKILL)
+        place = self.chance.randrange(1, len(self.consumers))
+        self.started.kill(self.consumers[place])
+        self.start(place)
 
     async def restart(self) -> None:
-        await self._end(signal.SIGTERM)
-
-    async def _end(self, number: signal.Signals) -> None:
         place = self.chance.randrange(1, len(self.consumers))
-        self.consumers[place].send_signal(number)
+        self.consumers[place].terminate()
         await asyncio.to_thread(self.consumers[place].wait)
         self.start(place)
 
