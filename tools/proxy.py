@@ -7,6 +7,7 @@ async with Proxy(service.table_endpoint).listening() as proxy:
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +18,8 @@ from typing import Self
 import aiohttp
 from aiohttp import web
 from yarl import URL
+
+from azurite import Certificate
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 
@@ -138,10 +141,14 @@ class _Rule:
 
 
 class Proxy:
-    """Hands everything on to the service at `endpoint`, but for what it is told to break."""
+    """Hands everything on to the service at `endpoint`, but for what it is told to break.
 
-    def __init__(self, endpoint: str) -> None:
+    Before a service that speaks HTTPS it shows the same certificate.
+    """
+
+    def __init__(self, endpoint: str, certificate: Certificate | None = None) -> None:
         self._target = URL(endpoint)
+        self._certificate = certificate
         self._rules: list[_Rule] = []
         self._session: aiohttp.ClientSession
         self.endpoint = ""
@@ -153,10 +160,15 @@ class Proxy:
     async def listening(self) -> AsyncIterator[Self]:
         runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.1)
         await runner.setup()
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        shown = trusted = None
+        if self._certificate:
+            shown = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            shown.load_cert_chain(*self._certificate)
+            trusted = ssl.create_default_context(cafile=self._certificate.chain)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=trusted or True)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as self._session:
             try:
-                await web.TCPSite(runner, "127.0.0.1", 0).start()
+                await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=shown).start()
                 self.port = runner.addresses[0][1]
                 self.endpoint = str(self._target.with_port(self.port))
                 yield self

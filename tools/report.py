@@ -74,10 +74,12 @@ class Report:
 
 
 @asynccontextmanager
-async def clients(connection_string: str) -> AsyncIterator[tuple[QueueServiceClient, TableServiceClient]]:
+async def clients(
+    connection_string: str, **options: Any
+) -> AsyncIterator[tuple[QueueServiceClient, TableServiceClient]]:
     """For a look from outside. They repeat their requests soon: Azurite closes idle connections, at times just
     when one is used."""
-    given: dict[str, Any] = {"conn_str": connection_string, "api_version": API_VERSION, "retry_total": 5}
+    given: dict[str, Any] = options | {"conn_str": connection_string, "api_version": API_VERSION, "retry_total": 5}
     async with (
         QueueServiceClient.from_connection_string(
             **given, initial_backoff=0.1, increment_base=1, random_jitter_range=0

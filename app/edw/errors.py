@@ -3,7 +3,7 @@
 import json
 import re
 
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+from azure.core.exceptions import AzureError, HttpResponseError
 from azure.core.pipeline.policies import RetryPolicy
 
 _LEASE_LOST = {"PopReceiptMismatch", "MessageNotFound"}
@@ -19,13 +19,15 @@ _CONTENT = {
 }
 # A URL's query can hold a signature or a pop receipt.
 _URL_QUERY = re.compile(r"(https?://[^\s?]+)\?\S*")
+_ROLES = "the roles Storage Queue Data Contributor and Storage Table Data Contributor"
 _REMEDIES = {
-    "AuthorizationPermissionMismatch": "assign the roles Storage Queue Data Contributor and "
-    "Storage Table Data Contributor to the identity (minutes may pass until they count)",
-    "AuthorizationFailure": "the account's network rules or the role of the identity do not allow it",
+    "AuthorizationPermissionMismatch": f"assign {_ROLES} to the identity (minutes may pass until they count)",
+    "AuthorizationFailure": f"let the account's network rules admit the program, and assign {_ROLES} to the identity",
+    "InvalidAuthenticationInfo": "the token is not accepted: check that AZURE_TENANT_ID is the account's tenant, "
+    "and the clock",
     "KeyBasedAuthenticationNotPermitted": "the account takes no keys: "
     "set AZURE_STORAGE_ACCOUNT_NAME instead of AZURE_STORAGE_CONNECTION_STRING",
-    "AuthenticationFailed": "the key, the signature or the token is not accepted",
+    "AuthenticationFailed": f"the key, the signature or the token is not accepted; an identity needs {_ROLES}",
     "QueueNotFound": "create the queue, or let the identity create it",
     "TableNotFound": "create the table, or let the identity create it",
 }
@@ -47,6 +49,10 @@ class Unavailable(ServiceError):
         super().__init__(text)
         self.kind = kind
         self.retry_after = retry_after
+
+
+class NoToken(AzureError):
+    """Raised where the SDKs expect a token and there is none: nothing was asked of the storage service."""
 
 
 class Missing(Unavailable):
@@ -145,11 +151,13 @@ def _line(error: Exception) -> str:
     code, said = _answer(error)
     status = _status(error)
     said = _URL_QUERY.sub(r"\1", said)
-    if status is None and isinstance(error, ClientAuthenticationError):
-        # The reason is in the lines behind the first, one for each credential that was tried.
+    if isinstance(error, NoToken):
+        # The reason may be behind the first line, one for each credential that was tried; what the endpoint
+        # answered is repeated there as it came.
+        reasons = [line for line in said.splitlines() if not line.startswith("Content: ")]
         return (
-            "no credential: sign in with az login, or check the pod's workload identity, or set "
-            f"AZURE_STORAGE_CONNECTION_STRING. {' '.join(said.split())}"
+            "no token: sign in with az login, or check the pod's workload identity, or set "
+            f"AZURE_STORAGE_CONNECTION_STRING. {' '.join(' '.join(reasons).split())}"
         )
     words = said.strip().split("\n")[0].strip()
     if not isinstance(error, AzureError):

@@ -63,10 +63,10 @@ class Storage:
     async def _identity(self) -> AsyncTokenCredential:
         if self._credential is not None:
             return self._credential
-        from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415  a connection string needs none of it
+        from edw.identity import Identity  # noqa: PLC0415  a connection string needs none of it
 
         try:
-            credential = DefaultAzureCredential()
+            credential = Identity()
         except ValueError as error:
             raise SettingsError(f"AZURE_TOKEN_CREDENTIALS or AZURE_AUTHORITY_HOST: {error}") from None
         self._credential = await self._open.enter_async_context(credential)

@@ -98,6 +98,7 @@ class Workflow:
             "EDW_LOG_FORMAT": "json",
         }
         self.settings = ConsumerSettings(storage_connection_string=connection_string, queue_name=name, table_name=name)
+        self.client_options: dict[str, Any] = {}
         self.app = APP
         self.queue: QueueClient
         self.poison_queue: QueueClient
@@ -106,7 +107,8 @@ class Workflow:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Workflow"]:
-        async with report.clients(self.environment["AZURE_STORAGE_CONNECTION_STRING"]) as (queues, tables):
+        connection_string = self.settings.storage_connection_string or ""
+        async with report.clients(connection_string, **self.client_options) as (queues, tables):
             self.queue = queues.get_queue_client(self.settings.queue_name)
             self.poison_queue = queues.get_queue_client(self.settings.poison_queue_name)
             self.table = tables.get_table_client(self.settings.table_name)

@@ -5,9 +5,19 @@ from email.utils import format_datetime
 from types import SimpleNamespace
 
 import pytest
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ServiceRequestError
+from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError
 
-from edw.errors import ContentRefused, LeaseLost, Missing, Rejected, Throttled, Unavailable, translated, unavailable
+from edw.errors import (
+    ContentRefused,
+    LeaseLost,
+    Missing,
+    NoToken,
+    Rejected,
+    Throttled,
+    Unavailable,
+    translated,
+    unavailable,
+)
 
 
 def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") -> HttpResponseError:
@@ -21,7 +31,7 @@ def answered(status: int, code: str, text: str = "Words.\nRequestId:1\nTime:2") 
     ("error", "kind"),
     [
         (ServiceRequestError("Cannot connect to host"), Unavailable),
-        (ClientAuthenticationError("no token\nAttempted credentials:\n..."), Unavailable),
+        (NoToken("no token\nAttempted credentials:\n..."), Unavailable),
         (answered(500, "InternalError"), Unavailable),
         (answered(500, "OperationTimedOut"), Throttled),
         (answered(503, "ServerBusy"), Throttled),
@@ -49,18 +59,22 @@ def test_an_error_is_blamed_on_the_service_the_content_or_the_lease(error: Azure
     assert "\n" not in str(seen)
 
 
-def test_a_refused_identity_is_told_which_roles_to_assign() -> None:
-    text = str(translated(answered(403, "AuthorizationPermissionMismatch"), "receive"))
+@pytest.mark.parametrize("code", ["AuthorizationPermissionMismatch", "AuthorizationFailure"])
+def test_a_refused_identity_is_told_which_roles_to_assign(code: str) -> None:
+    text = str(translated(answered(403, code), "receive"))
     assert "Storage Queue Data Contributor" in text
     assert "Storage Table Data Contributor" in text
 
 
 def test_a_missing_credential_is_one_line_with_the_reason_and_the_remedy() -> None:
-    several = "DefaultAzureCredential failed.\nAttempted credentials:\n\tAzureCliCredential: not found on path"
-    text = str(translated(ClientAuthenticationError(several), "receive"))
+    several = (
+        "DefaultAzureCredential failed.\nAttempted credentials:\n\tAzureCliCredential: not found on path\nContent: {}"
+    )
+    text = str(translated(NoToken(several), "receive"))
     assert "\n" not in text
     assert "AzureCliCredential: not found on path" in text
     assert "az login" in text
+    assert "Content" not in text
 
 
 def test_a_failed_request_that_concerns_no_message_is_never_blamed_on_one() -> None:
@@ -77,9 +91,9 @@ def test_neither_a_signature_nor_a_pop_receipt_is_in_the_words_of_a_failed_conne
 
 
 def test_failures_of_one_cause_are_of_one_kind_whatever_their_words() -> None:
-    refused = [ClientAuthenticationError(f"AADSTS70021 Trace ID: {number}") for number in range(2)]
+    refused = [NoToken(f"AADSTS70021 Trace ID: {number}") for number in range(2)]
     kinds = {unavailable(error, doing).kind for error, doing in zip(refused, ("receive", "create queue"), strict=True)}
-    assert kinds == {"ClientAuthenticationError"}
+    assert kinds == {"NoToken"}
     assert unavailable(answered(503, "ServerBusy"), "receive").kind == "ServerBusy"
 
 

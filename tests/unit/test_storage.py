@@ -4,11 +4,10 @@ from collections import Counter
 from typing import Any
 
 import azure.data.tables.aio
-import azure.identity.aio
 import azure.storage.queue.aio
 import pytest
 
-from edw import storage
+from edw import identity, storage
 from edw.settings import ConsumerSettings
 from edw.storage import API_VERSION, Storage
 
@@ -26,7 +25,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(module, name, Counted)
 
-    count(azure.identity.aio, "DefaultAzureCredential")
+    count(identity, "Identity")
     count(azure.data.tables.aio, "TableServiceClient")
     count(storage, "QueueServiceClient")
     return counts
@@ -40,7 +39,7 @@ async def test_queue_poison_queue_and_table_share_one_credential_and_one_client_
         await opened.queue("work")
         await opened.queue("work-poison")
         await opened.table(settings)
-    assert made == {"DefaultAzureCredential": 1, "QueueServiceClient": 1, "TableServiceClient": 1}
+    assert made == {"Identity": 1, "QueueServiceClient": 1, "TableServiceClient": 1}
 
 
 async def test_a_connection_string_needs_no_credential(made: Counter[str]) -> None:
@@ -50,4 +49,4 @@ async def test_a_connection_string_needs_no_credential(made: Counter[str]) -> No
     async with Storage(settings) as opened:
         queue, table = await opened.queue("work"), await opened.table(settings)
         assert queue.api_version == table.api_version == API_VERSION
-    assert made["DefaultAzureCredential"] == 0
+    assert made["Identity"] == 0
