@@ -73,10 +73,11 @@ class Report:
         return "\n".join([*(f"{name:<18}{value}" for name, value in rows.items()), verdict])
 
 
+Clients = tuple[QueueServiceClient, TableServiceClient]
+
+
 @asynccontextmanager
-async def clients(
-    connection_string: str, **options: Any
-) -> AsyncIterator[tuple[QueueServiceClient, TableServiceClient]]:
+async def clients(connection_string: str, **options: Any) -> AsyncIterator[Clients]:
     """For a look from outside. They repeat their requests soon: Azurite closes idle connections, at times just
     when one is used."""
     given: dict[str, Any] = options | {"conn_str": connection_string, "api_version": API_VERSION, "retry_total": 5}

@@ -10,7 +10,7 @@ import time
 
 
 def handle(message):
-    time.sleep({LEASE + 2})
+    time.sleep({LEASE + 1})
     return {{"length": len(message.msg)}}
 """
 ASYNCHRONOUS = (

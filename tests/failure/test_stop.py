@@ -77,7 +77,7 @@ async def test_a_stop_during_an_outage_ends_in_time(flow: Workflow, faults: Faul
 
 async def test_a_stop_before_the_service_ever_answered_ends_in_time(flow: Workflow, faults: Faults) -> None:
     faults.breaks("", black_hole)
-    consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600")
+    consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600", EDW_STOP_TIMEOUT="2")
     await eventually(lambda: faults.seen("create"))
     began = time.monotonic()
     assert await consumer.stopped() == 0
