@@ -16,7 +16,7 @@ demo: install ## the whole workflow on this machine, with proof that nothing was
 
 .PHONY: test
 test: install ## unit tests, integration and failure tests against Azurite
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 3
 
 .PHONY: soak
 soak: install ## random faults for MINUTES=5, with proof that nothing was lost or doubled and no memory grew

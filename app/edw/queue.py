@@ -84,7 +84,7 @@ class Queue:
             renewed = await self._client.update_message(
                 delivery.message_id, delivery.lease.pop_receipt, visibility_timeout=visibility_timeout
             )
-        delivery.lease.renew(renewed.pop_receipt or "", asked_at + visibility_timeout)
+        delivery.lease.renew(cast(str, renewed.pop_receipt), asked_at + visibility_timeout)
 
     async def delete(self, delivery: Delivery) -> None:
         async with request(f"delete from {self.name}", self._request_timeout):

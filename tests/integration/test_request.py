@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from edw.errors import ContentRefused, LeaseLost, Missing, Rejected, Unavailable
+from edw.errors import ContentRefused, LeaseLost, Missing, Rejected, Throttled, Unavailable
 from edw.lease import Lease
 from edw.queue import Delivery, Queue
 from edw.settings import ConsumerSettings
@@ -66,8 +66,10 @@ def delivery() -> Delivery:
         (404, "TableNotFound", Missing),
         (409, "TableBeingDeleted", Unavailable),
         (403, "AuthorizationPermissionMismatch", Unavailable),
-        (500, "OperationTimedOut", Unavailable),
-        (503, "ServerBusy", Unavailable),
+        (500, "InternalError", Unavailable),
+        (500, "OperationTimedOut", Throttled),
+        (503, "ServerBusy", Throttled),
+        (429, "TooManyRequests", Throttled),
     ],
 )
 async def test_an_insert_that_the_table_refuses_is_blamed_on_what_its_code_says(
@@ -89,7 +91,7 @@ async def test_only_an_entity_that_exists_counts_as_stored() -> None:
 async def test_a_lookup_in_a_table_that_is_missing_is_not_an_empty_answer() -> None:
     async with service(answering(404, "TableNotFound")) as (_, table):
         with pytest.raises(Unavailable, match="create the table"):
-            await table.holds("8f1c")
+            await table.keep_one("8f1c")
 
 
 @pytest.mark.parametrize(
@@ -144,9 +146,11 @@ async def test_an_answer_that_comes_too_late_or_trickles_ends_in_time() -> None:
     async with service(trickle, seconds=0.3) as (queue, table):
         calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: queue.receive(1, 30),
+            queue.probe,
+            lambda: queue.renew(delivery(), 30),
             lambda: queue.delete(delivery()),
             lambda: table.insert(ROW),
-            lambda: table.holds("8f1c"),
+            lambda: table.keep_one("8f1c"),
         ]
         for call in calls:
             async with asyncio.timeout(10):
@@ -180,10 +184,11 @@ async def test_a_page_that_is_not_the_services_is_no_answer(text: str, content_t
 
     async with service(page) as (queue, table):
         calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: queue.renew(delivery(), 30),
             lambda: queue.delete(delivery()),
             lambda: queue.send("content"),
             lambda: table.insert(ROW),
-            lambda: table.holds("8f1c"),
+            lambda: table.keep_one("8f1c"),
         ]
         for call in calls:
             with pytest.raises(Unavailable) as failed:

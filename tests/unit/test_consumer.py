@@ -260,7 +260,9 @@ def leased_for(flow: Workflow, seconds: float) -> None:
     flow.queue.receive = short  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(("content", "dequeue_count"), [(good(), 0), (good(), 1), ("not json", 0)])
+@pytest.mark.parametrize(
+    ("content", "dequeue_count"), [(good(), 0), (good(), 1), ("not json", 0)], ids=["first", "second", "not json"]
+)
 async def test_nothing_is_begun_on_a_lease_that_could_end_first(content: str, dequeue_count: int) -> None:
     flow = Workflow(content)
     flow.queue.waiting[0].dequeue_count = dequeue_count
