@@ -3,6 +3,7 @@
 import pytest
 
 from faults import LEASE, Faults
+from proxy import reset
 from workflow import Workflow, eventually
 
 SYNCHRONOUS = f"""
@@ -35,6 +36,21 @@ async def test_a_handler_slower_than_the_lease_stores_its_message_once(
     await flow.holds_exactly("hello", "you")
     assert sorted(row["length"].value for row in await flow.rows()) == [3, 5]
     assert faults.seen("insert") == 2
+
+
+async def test_nothing_is_written_on_a_lease_that_could_end_first(flow: Workflow, faults: Faults) -> None:
+    """The lease cannot be renewed, and the handler is done shortly before it ends."""
+    flow.handle_with(f"import asyncio\n\n\nasync def handle(message):\n    await asyncio.sleep({0.8 * LEASE})\n")
+    faults.breaks("update", reset)
+    await flow.send("hello")
+    consumer = await flow.start("consumer", EDW_LOG_LEVEL="debug")
+    (lost,) = await eventually(lambda: consumer.events("lease lost, left to its next consumer"))
+    assert "could end before" in lost["error"]
+    assert await flow.rows() == []
+    faults.mend()
+    await flow.emptied()
+    await flow.holds_exactly("hello")
+    assert faults.seen("insert") == 1
 
 
 FAILS = """

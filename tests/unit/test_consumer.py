@@ -635,6 +635,21 @@ async def test_an_outage_at_the_last_delivery_does_not_poison() -> None:
     assert flow.stored() == ["hello"]
 
 
+@pytest.mark.parametrize("error", [Unavailable("503", "ServerBusy"), LeaseLost("400 PopReceiptMismatch")])
+async def test_neither_an_outage_nor_a_lost_lease_at_the_last_delivery_poisons(error: Exception) -> None:
+    flow = Workflow(good(), drain=False, max_dequeue_count=3)
+    flow.queue.waiting[0].dequeue_count = 2
+
+    async def fail(_: object) -> bool:
+        flow.stop.set()
+        raise error
+
+    flow.table.insert = fail  # type: ignore[method-assign]
+    counts = await flow.run()
+    assert flow.poisoned() == []
+    assert counts["lease_lost"] + counts["left_to_lease"] == 1
+
+
 async def test_a_result_that_cannot_be_stored_is_a_failure_of_the_message() -> None:
     async def handle(_: Message) -> Result:
         return {"RowKey": "mine"}
