@@ -7,6 +7,9 @@ from typing import Any
 from edw.message import BODY_MOST, serialize
 from edw.queue import Delivery
 
+REASON_MOST = 1000
+"""Characters of a reason: an error's text can be any length, and must not keep the envelope from being made."""
+
 _MEMBERS = {
     "body": str,
     "reason": str,
@@ -27,7 +30,7 @@ def envelope(delivery: Delivery, reason: str, consumer: str) -> str:
     wrapped = serialize(
         {
             "body": delivery.content,
-            "reason": reason,
+            "reason": reason[:REASON_MOST],
             "dequeueCount": delivery.dequeue_count,
             "messageId": delivery.message_id,
             "insertedOn": delivery.inserted_on.isoformat(),

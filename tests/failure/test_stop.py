@@ -1,7 +1,10 @@
 """Consumers that are asked to stop with work in flight."""
 
+import os
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +63,27 @@ async def test_a_rolling_restart_under_load_loses_and_doubles_nothing(flow_of_it
     await flow.drained()
     await flow.holds_exactly(*messages)
     assert await flow.poison_left() == 0
+
+
+IN_A_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child"]
+
+
+@pytest.mark.skipif(
+    subprocess.run([*IN_A_NAMESPACE, "true"], capture_output=True, check=False).returncode != 0,
+    reason="making a PID namespace needs root and unshare",
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_as_the_first_process_of_a_container_it_stops_too(flow: Workflow, number: signal.Signals) -> None:
+    """The kernel keeps signals from a PID 1 that has no handler for them."""
+    flow.launcher = IN_A_NAMESPACE
+    consumer = await flow.start("consumer")
+    await consumer.says("consumer started")
+    parent = consumer.process.pid
+    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()  # noqa: ASYNC240
+    assert Path(f"/proc/{child}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1] == "1"  # noqa: ASYNC240
+    os.kill(int(child), number)
+    assert await consumer.ended(IN_TIME) == 0
+    assert consumer.events("consumer stopped")
 
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "no answer"])

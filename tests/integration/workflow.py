@@ -100,6 +100,8 @@ class Workflow:
         self.settings = ConsumerSettings(storage_connection_string=connection_string, queue_name=name, table_name=name)
         self.client_options: dict[str, Any] = {}
         self.app = APP
+        self.launcher: list[str] = []
+        """What starts the programs, if not this alone."""
         self.queue: QueueClient
         self.poison_queue: QueueClient
         self.table: TableClient
@@ -148,6 +150,7 @@ class Workflow:
     ) -> Program:
         """The running program. Its standard input is a file descriptor, or a pipe with these bytes."""
         process = await asyncio.create_subprocess_exec(
+            *self.launcher,
             sys.executable,
             str(self.app / f"aqs-{program}.py"),
             *argv,

@@ -55,3 +55,9 @@ def test_json_that_is_not_exactly_an_envelope_is_a_body(change: dict[str, object
 @pytest.mark.parametrize("content", ["[" * 65_536, "9" * 5000, "[]", "null", ""])
 def test_content_of_every_kind_is_read_without_an_error(content: str) -> None:
     assert poison.members(delivery(content))["body"] == content
+
+
+def test_a_reason_of_any_length_leaves_room_for_the_envelope() -> None:
+    members = poison.members(delivery(poison.envelope(delivery("not json"), "😀" * 100_000, consumer="pod-1")))
+    assert members["reason"] == "😀" * poison.REASON_MOST
+    assert members["body"] == "not json"
