@@ -21,6 +21,12 @@ class Stop(asyncio.Event):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.wait(), seconds)
 
+    async def or_done(self, task: asyncio.Task[None]) -> None:
+        """Returns when the task has ended, or when the program is asked to stop."""
+        stopped = asyncio.create_task(self.wait())
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
 
 def on_signals() -> Stop:
     """A Stop that the process's signals set."""

@@ -14,12 +14,13 @@ from structlog.testing import capture_logs
 
 import handler
 from edw import entity, message
-from edw.consumer import Consumer, request_timeout
+from edw.consumer import Consumer
 from edw.errors import ContentRefused, LeaseLost, Rejected, Throttled, Unavailable
 from edw.handling import Handler, Result
 from edw.message import Message, Unprocessable
 from edw.settings import ConsumerSettings
 from edw.stop import Stop
+from edw.worker import request_timeout
 from standin import StandInQueue, StandInTable, Waiting
 
 
@@ -830,9 +831,9 @@ async def test_concurrency_shrinks_while_the_table_throttles_and_grows_back() ->
     flow = Workflow(*(good(str(number)) for number in range(300)), concurrency=32, drain=False)
     flow.table.faults.plan("insert", Throttled("insert: 503 ServerBusy", "ServerBusy"))
     running = asyncio.create_task(flow.run())
-    await until(lambda: flow.consumer._limit.now < 32)
+    await until(lambda: flow.consumer._worker.limit.now < 32)
     flow.queue.waiting += [Waiting(good()) for _ in range(1000)]
-    await until(lambda: flow.consumer._limit.now == 32)
+    await until(lambda: flow.consumer._worker.limit.now == 32)
     flow.stop.set()
     await running
 
@@ -874,6 +875,34 @@ async def test_a_stop_gives_back_at_once_what_waits_for_its_turn() -> None:
     counts = await running
     assert (counts["stored"], counts["released"]) == (1, 4)
     assert all(waiting.visible_at <= time.monotonic() for waiting in flow.queue.waiting)
+
+
+async def test_a_stop_gives_back_at_once_what_waits_for_a_slow_one() -> None:
+    slow = Slow()
+    flow = Workflow(*(good(str(number)) for number in range(5)), handle=slow.handle, drain=False, stop_timeout=60)
+    for waiting in flow.queue.waiting:
+        waiting.dequeue_count = 3
+    running = asyncio.create_task(flow.run())
+    await until(lambda: slow.handling)
+    flow.stop.set()
+    await until(lambda: flow.consumer.tally.released == 4)
+    slow.go_on.set()
+    counts = await running
+    assert (counts["stored"], counts["released"]) == (1, 4)
+
+
+async def test_a_stop_in_an_outage_gives_back_what_no_insert_was_tried_for() -> None:
+    flow = Workflow(good(), drain=False)
+    flow.queue.waiting[0].dequeue_count = 1
+
+    async def unavailable(_: str) -> bool:
+        flow.stop.set()
+        raise Unavailable("look up: 503 ServerBusy", "ServerBusy")
+
+    flow.table.keep_one = unavailable  # type: ignore[method-assign]
+    counts = await flow.run()
+    assert (counts["released"], counts["left_to_lease"]) == (1, 0)
+    assert flow.queue.waiting[0].visible_at <= time.monotonic()
 
 
 async def test_a_stop_ends_in_time_though_nothing_answers() -> None:
