@@ -599,7 +599,10 @@ class Failing:
         return await self(message)
 
 
-@pytest.mark.parametrize("error", [KeyError("card"), TimeoutError("their API"), OSError("their API")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("card"), TimeoutError("their API"), OSError("their API"), ExceptionGroup("both", [ValueError("a")])],
+)
 async def test_a_handler_that_fails_is_called_again_after_a_growing_wait(error: Exception) -> None:
     failing = Failing(2, error)
     flow = Workflow(good(), handle=failing.handle)
@@ -614,6 +617,16 @@ async def test_a_handler_that_fails_is_called_again_after_a_growing_wait(error: 
     assert [round(wait) for wait in waits] == [2, 4]
     assert flow.stored() == ["hello"]
     assert failing.calls == 3
+
+
+async def test_a_handler_that_ends_as_if_cancelled_has_failed() -> None:
+    async def handle(_: Message) -> Result:
+        raise asyncio.CancelledError
+
+    flow = Workflow(good(), handle=handle)
+    counts = await flow.run()
+    assert counts["released"] == 1
+    assert flow.queue.waiting[0].visible_at > time.monotonic() + 1
 
 
 async def test_a_handler_that_fails_at_the_last_delivery_poisons_with_its_error_as_the_reason() -> None:
