@@ -132,14 +132,15 @@ def _endpoints(process: subprocess.Popen[bytes], output: Path) -> dict[str, str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Runs Azurite, in memory, until Ctrl-C.")
+    parser = argparse.ArgumentParser(description="Runs Azurite until Ctrl-C.")
     for service, port in (("queue", 10001), ("table", 10002)):
         explained = f"default: a free one; UseDevelopmentStorage=true has {port}"
         parser.add_argument(f"--{service}-port", type=int, default=0, metavar="PORT", help=explained)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="keep what is stored here (default: in memory)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with running(arguments.queue_port, arguments.table_port) as azurite:
+        with running(arguments.queue_port, arguments.table_port, data=arguments.data) as azurite:
             print(f"AZURE_STORAGE_CONNECTION_STRING='{azurite.connection_string}'", flush=True)
             while azurite.process.poll() is None:
                 time.sleep(1)

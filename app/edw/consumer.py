@@ -1,6 +1,7 @@
 """The consumer: receives messages under a lease, no more than it can start at once, until it is asked to stop."""
 
 import asyncio
+import itertools
 import time
 import zlib
 from collections.abc import Iterable
@@ -20,8 +21,10 @@ from edw.storage import Storage
 from edw.table import Table
 from edw.worker import Worker, request_timeout
 
-GIVE_BACK_WITHIN = 1.0
+GIVE_BACK_WITHIN = 2.0
 """Seconds that giving back may take when the time that a stop allows is over."""
+ALONE = 2.0
+"""Seconds after which a message that has not killed its process no longer holds up the others."""
 
 log = structlog.get_logger("edw")
 
@@ -53,7 +56,9 @@ class Consumer:
     @property
     def is_ready(self) -> bool:
         """Whether the services answered when they were last asked."""
-        return self._polled and not (self._worker.queue_outage.is_on or self._worker.table_outage.is_on)
+        worker = self._worker
+        outages = (worker.queue_outage, worker.table_outage, worker.poison_outage)
+        return self._polled and not any(outage.is_on for outage in outages)
 
     async def run(self) -> None:
         """Works until told to stop, or until there is nothing left if the settings say drain.
@@ -120,12 +125,16 @@ class Consumer:
     async def _receive(self, room: int) -> list[Delivery]:
         """A page; none, and nothing delivered, while a service is down: each delivery counts against its message."""
         await self._worker.table_outage.over(self._table.probe)
+        await self._worker.queue_outage.over(self._queue.probe)
         if self._stop.is_set():
             return []
-        page = await self._worker.queue_outage.ride_out(
-            partial(self._queue.receive, room, self._settings.visibility_timeout),
-            probe=self._queue.probe,  # a receive whose answer is lost on the way is a delivery too
-        )
+        rooms = itertools.chain([room], itertools.repeat(1))
+
+        async def receive() -> list[Delivery]:
+            # A receive whose answer is lost on the way is a delivery too: after the first one of as few as can be.
+            return await self._queue.receive(next(rooms), self._settings.visibility_timeout)
+
+        page = await self._worker.queue_outage.ride_out(receive, probe=self._queue.probe)
         self._polled = True
         self.tally.received += len(page)
         return page
@@ -143,11 +152,12 @@ class Consumer:
             if delivery not in suspects:
                 self._start(delivery)
         while suspects and not self._stop.is_set():
-            await self._stop.or_done(self._start(suspects.pop(0)))
+            await self._stop.or_done(self._start(suspects.pop(0)), ALONE)
         await self._give_back(suspects)
 
     def _is_suspect(self, delivery: Delivery) -> bool:
-        return delivery.dequeue_count > 1 and delivery.dequeue_count >= self._settings.max_dequeue_count - 1
+        last = self._settings.max_dequeue_count
+        return delivery.dequeue_count > 1 and last - 1 <= delivery.dequeue_count <= last
 
     def _start(self, delivery: Delivery) -> asyncio.Task[None]:
         task = asyncio.create_task(self._worker.work(delivery))

@@ -17,14 +17,20 @@ learn.microsoft.com/rest/api/storageservices/understanding-the-table-service-dat
 _NAME = re.compile(r"[^\W\d]\w{0,254}")
 _OWN = re.compile(r"PartitionKey|RowKey|Timestamp|data(_\d+)?|srcStamp|dateStamp|messageProcessingTime")
 
+ROW_KEY = re.compile(r"\d+\.\d{6}", re.ASCII)
+"""The row keys that `build` makes; what else is in a message's partition is its handler's."""
+
 Value = str | bool | int | float | bytes | datetime | UUID
 """What a property can hold."""
 
 
-def build(message: Message, processed_at: datetime, seconds: float, result: Mapping[str, Value]) -> dict[str, Any]:
+def build(
+    message: Message, processed_at: datetime, seconds: float, result: Mapping[str, Value | None]
+) -> dict[str, Any]:
     """The entity for a message that took `seconds` from its source stamp until it was processed.
 
-    `result` are the properties that the handler adds. Raises TypeError or ValueError where they cannot be stored.
+    `result` are the properties that the handler adds; those that are None are left out. Raises TypeError or
+    ValueError where they cannot be stored.
     """
     return {
         "PartitionKey": message.id,
@@ -46,13 +52,21 @@ def data(entity: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _added(result: Mapping[str, Value]) -> dict[str, Any]:
+def _added(result: Mapping[str, Value | None]) -> dict[str, Any]:
+    if not isinstance(result, Mapping):
+        raise TypeError(f"handle returned {type(result).__name__}, which is no mapping of properties")
     properties: dict[str, Any] = {}
     for name, value in result.items():
+        if value is None:
+            continue
         if not _NAME.fullmatch(name) or _OWN.fullmatch(name):
             raise ValueError(f"handle returned {name!r}, which is no name for a property or one of the entity's own")
         if not isinstance(value, Value):
             raise TypeError(f"handle returned {name!r} as {type(value).__name__}, which a property cannot hold")
+        if name in properties:
+            raise ValueError(f"handle returned {name!r}, which is also the rest of a longer text")
+        if isinstance(value, datetime) and value.tzinfo is None:
+            raise ValueError(f"handle returned {name!r} as a time without its zone")
         if isinstance(value, str):
             if not is_unicode(value):
                 raise ValueError(f"handle returned {name!r} as text with half of a surrogate pair")

@@ -43,12 +43,14 @@ class Unavailable(ServiceError):
 
     `kind` is the service's code or the failure's name: the same for all failures of one cause, as the text,
     with operations and trace ids in it, is not. `retry_after` are the seconds the service asks to wait.
+    `is_refusal` says that the service did nothing; without it, it may have done what it was asked.
     """
 
-    def __init__(self, text: str, kind: str, retry_after: float = 0.0) -> None:
+    def __init__(self, text: str, kind: str, retry_after: float = 0.0, is_refusal: bool = False) -> None:
         super().__init__(text)
         self.kind = kind
         self.retry_after = retry_after
+        self.is_refusal = is_refusal
 
 
 class NoToken(AzureError):
@@ -81,12 +83,14 @@ class LeaseLost(ServiceError):
 def unavailable(error: Exception, doing: str) -> Unavailable:
     """The failure of a request that concerns no message. `doing` says what was asked of the service."""
     code = code_of(error)
-    text, kind = f"{doing}: {_line(error)}", code or type(error).__name__
+    status = _status(error)
+    is_refusal = isinstance(error, NoToken) or status == 503 or (status in range(400, 500) and status != 408)
+    kind: type[Unavailable] = Unavailable
     if code in _MISSING:
-        return Missing(text, kind)
-    if code == "OperationTimedOut" or _status(error) in (429, 503):
-        return Throttled(text, kind, _retry_after(error))
-    return Unavailable(text, kind)
+        kind = Missing
+    elif code == "OperationTimedOut" or status in (429, 503):
+        kind = Throttled
+    return kind(f"{doing}: {_line(error)}", code or type(error).__name__, _retry_after(error), is_refusal)
 
 
 def translated(error: Exception, doing: str) -> ServiceError:

@@ -9,18 +9,21 @@ from typing import cast
 from edw.entity import Value
 from edw.message import Message
 
-Result = Mapping[str, Value] | None
+Result = Mapping[str, Value | None] | None
 Synchronous = Callable[[Message], Result]
 Asynchronous = Callable[[Message], Awaitable[Result]]
 Handler = Synchronous | Asynchronous
 
 
-class CancelledFromWithin(Exception):
-    """Raised when a handler ends as if it were cancelled, which nobody asked for."""
+class NotContained(Exception):
+    """Raised in the place of what would end more than the work on one message: an exit, a cancellation from within."""
 
 
 def asynchronous(handle: Handler, at_once: int) -> Asynchronous:
-    """What calls `handle` on the event loop or, if it is synchronous and may block, in up to `at_once` threads."""
+    """What calls `handle` on the event loop or, if it is synchronous and may block, in up to `at_once` threads.
+
+    Whatever comes out of it is an Exception, or a cancellation that somebody asked for.
+    """
     is_asynchronous = inspect.iscoroutinefunction(handle)
     on_loop = cast(Asynchronous, handle) if is_asynchronous else _in_threads(cast(Synchronous, handle), at_once)
 
@@ -28,10 +31,12 @@ def asynchronous(handle: Handler, at_once: int) -> Asynchronous:
         task = asyncio.current_task()
         try:
             return await on_loop(message)
-        except asyncio.CancelledError:
+        except BaseException as error:
             if task and task.cancelling():
+                raise asyncio.CancelledError from error
+            if isinstance(error, Exception):
                 raise
-            raise CancelledFromWithin("something that the handler awaits was cancelled") from None
+            raise NotContained(f"handle ended with {type(error).__name__}: {error}") from error
 
     return call
 
@@ -39,7 +44,14 @@ def asynchronous(handle: Handler, at_once: int) -> Asynchronous:
 def _in_threads(handle: Synchronous, at_once: int) -> Asynchronous:
     threads = ThreadPoolExecutor(at_once, thread_name_prefix="handle")
 
+    def contained(message: Message) -> Result:
+        try:
+            return handle(message)
+        except (StopIteration, SystemExit, KeyboardInterrupt) as error:  # which no future can hold
+            raise NotContained(f"handle ended with {type(error).__name__}: {error}") from error
+
     async def in_thread(message: Message) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(threads, handle, message)
+        result = await asyncio.get_running_loop().run_in_executor(threads, contained, message)
+        return await result if inspect.isawaitable(result) else result  # of a callable object, for one
 
     return in_thread

@@ -1,5 +1,6 @@
 """Outages of a service: what could not be done is repeated, and the log says so now and then, not each time."""
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,8 @@ from edw.errors import Missing, ServiceError, Throttled, Unavailable
 from edw.stop import Stop
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
+LONGEST_REPEAT = 60.0
+"""Seconds between two attempts at what may be done each time without an answer, however healthy the service looks."""
 RETRY_AFTER_MOST = 60.0
 """Seconds of a service's Retry-After that are heeded: a wrong one must not silence a program for a day."""
 LOG_EVERY = 30.0
@@ -43,6 +46,8 @@ class Outage:
         self._on_throttled = on_throttled
         self._down_since: float | None = None
         self._last_failure = 0.0
+        self._not_before = 0.0
+        """When the service wants to be asked again, whatever for."""
         self._logged: dict[str, float] = {}
         """When a failure of each kind was last logged."""
 
@@ -55,33 +60,41 @@ class Outage:
         call: Callable[[], Awaitable[T]],
         until: Callable[[], float] = lambda: math.inf,
         probe: Callable[[], Awaitable[object]] | None = None,
+        despite_stop: bool = False,
     ) -> T:
-        """The result of `call`, repeated while the service is unavailable, and only after `probe` if that is given.
+        """The result of `call`, repeated while the service is unavailable.
 
-        Raises the last Unavailable once the program is asked to stop, or when the next attempt would begin after
-        `until`, which may change in the meantime and is in seconds of the monotonic clock. Other errors are the
-        service's answer and raised at once.
+        What does harm when it is repeated in vain is repeated only after `probe` found the service well, and less
+        and less often. Raises the last Unavailable once the program is asked to stop, unless `despite_stop`, or
+        when the next attempt would begin after `until`, which may change in the meantime and is in seconds of the
+        monotonic clock. Other errors are the service's answer and raised at once.
         """
-        waits = Backoff(FIRST_WAIT, LONGEST_WAIT)
+        waits, repeats = Backoff(FIRST_WAIT, LONGEST_WAIT), Backoff(FIRST_WAIT, LONGEST_REPEAT)
         attempts = 0
         while True:
+            is_early = time.monotonic() < self._not_before
+            if is_early and not await self._pause(self._not_before, until, despite_stop):
+                raise Throttled("the service wants to be asked later", kind="RetryAfter", is_refusal=True)
+            is_probing = bool(attempts and probe)
             try:
-                if attempts and probe:
+                if is_probing and probe:
                     await probe()
+                    is_probing = False
                 result = await call()
             except Unavailable as error:
                 if isinstance(error, Missing) and not self._create:
                     raise
                 attempts += 1
                 # One failure is no outage: a connection that the other side closed while it was idle.
-                if attempts > 1:
+                if attempts > 1 or error.retry_after:
                     self._failed(error)
                 if isinstance(error, Throttled):
                     self._on_throttled()
                 if isinstance(error, Missing) and self._create:  # deleted meanwhile, or an emulator that forgot it
                     with suppress(ServiceError):
                         await self._create()
-                if not await self._pause(max(waits.next(), min(error.retry_after, RETRY_AFTER_MOST)), until):
+                wait = (repeats if probe and not is_probing else waits).next()
+                if not await self._pause(time.monotonic() + wait, until, despite_stop):
                     raise
             except ServiceError:
                 self._answered()
@@ -99,15 +112,16 @@ class Outage:
             await self.ride_out(call)
             await self._stop.sleep(QUIET / 2)
 
-    async def _pause(self, seconds: float, until: Callable[[], float]) -> bool:
-        """Waits; whether another attempt may begin then."""
-        resume = time.monotonic() + seconds
-        while not self._stop.is_set() and time.monotonic() < min(resume, until()):
-            await self._stop.sleep(min(resume, until()) - time.monotonic())
-        return not self._stop.is_set() and time.monotonic() < until()
+    async def _pause(self, resume: float, until: Callable[[], float], despite_stop: bool) -> bool:
+        """Waits until it is time to `resume`; whether another attempt may begin then."""
+        sleep = asyncio.sleep if despite_stop else self._stop.sleep
+        while (despite_stop or not self._stop.is_set()) and time.monotonic() < min(resume, until()):
+            await sleep(min(resume, until()) - time.monotonic())
+        return (despite_stop or not self._stop.is_set()) and time.monotonic() < until()
 
     def _failed(self, error: Unavailable) -> None:
         now = self._last_failure = time.monotonic()
+        self._not_before = max(self._not_before, now + min(error.retry_after, RETRY_AFTER_MOST))
         if self._down_since is None:
             self._down_since = now
         if now >= self._logged.get(error.kind, -math.inf) + LOG_EVERY:

@@ -9,7 +9,7 @@ from azure.core.exceptions import AzureError
 from azure.storage.queue import QueueMessage
 from azure.storage.queue.aio import QueueClient
 
-from edw.errors import exists_or_forbidden, unavailable
+from edw.errors import LeaseLost, Unavailable, exists_or_forbidden, unavailable
 from edw.lease import Lease
 from edw.request import request
 
@@ -27,6 +27,7 @@ class Delivery:
     inserted_on: datetime
     expires_on: datetime
     lease: Lease
+    delete_had_no_answer: bool = False
 
 
 class Queue:
@@ -87,8 +88,15 @@ class Queue:
         delivery.lease.renew(cast(str, renewed.pop_receipt), asked_at + visibility_timeout)
 
     async def delete(self, delivery: Delivery) -> None:
-        async with request(f"delete from {self.name}", self._request_timeout):
-            await self._client.delete_message(delivery.message_id, delivery.lease.pop_receipt)
+        try:
+            async with request(f"delete from {self.name}", self._request_timeout):
+                await self._client.delete_message(delivery.message_id, delivery.lease.pop_receipt)
+        except Unavailable:
+            delivery.delete_had_no_answer = True
+            raise
+        except LeaseLost:
+            if not delivery.delete_had_no_answer:  # else the service did it, and its answer was lost
+                raise
 
     async def release(self, delivery: Delivery, after: int = 0) -> None:
         """Makes the message visible again, `after` seconds from now; its lease is over."""

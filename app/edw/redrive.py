@@ -55,6 +55,8 @@ class Redrive:
         self._failure: Unavailable | Aborted | None = None
         self.put = 0
         self.done = 0
+        self.elsewhere = 0
+        """Messages that others have leased."""
 
     @asynccontextmanager
     async def leased(self) -> AsyncIterator[list[Found]]:
@@ -65,13 +67,17 @@ class Redrive:
         try:
             await self._lease()
             everything = [(delivery, poison.members(delivery)) for delivery in self._held.values()]
-            chosen = [found for found in everything if self._settings.reason in (found[1]["reason"] or "")]
+            chosen = [found for found in everything if self._is_chosen(found[1])]
             yield sorted(chosen, key=lambda found: found[1]["poisonedOn"])
         except ServiceError:
             self._stop.set()  # what was waited for in vain is not waited for again to give back
             raise
         finally:
             await self._give_back()
+
+    def _is_chosen(self, members: dict[str, Any]) -> bool:
+        message_id = self._settings.message_id
+        return self._settings.reason in (members["reason"] or "") and message_id in ("", members["messageId"])
 
     async def settle(self, chosen: Iterable[Found]) -> None:
         """Puts the messages back into the queue or only deletes them, as the settings say.
@@ -95,6 +101,7 @@ class Redrive:
         while there > 0 and not self._stop.is_set():
             page = await self._ride_out(partial(self._poison_queue.receive, min(there, PAGE_MOST), LEASE))
             if not page:
+                self.elsewhere = there
                 say(f"Leased elsewhere and left alone for now: about {messages(there)} of {self._poison_queue.name}.")
                 break
             self._held |= {delivery.message_id: delivery for delivery in page}
@@ -115,7 +122,7 @@ class Redrive:
                 # Before it is deleted: a crash between the two doubles rather than loses.
                 await self._ride_out(partial(self._queue.send, members["body"]), begin_by)
                 self.put += 1
-            await self._delete(delivery)
+            await self._ride_out(partial(self._poison_queue.delete, delivery), delivery.lease.ends)
             del self._held[delivery.message_id]
             self.done += 1
             if self._settings.json:
@@ -127,22 +134,6 @@ class Redrive:
             self._stop.set()
         except ServiceError as error:
             log.error("message left", message_id=delivery.message_id, error=str(error))
-
-    async def _delete(self, delivery: Delivery) -> None:
-        had_no_answer = False
-
-        async def delete() -> None:
-            nonlocal had_no_answer
-            try:
-                await self._poison_queue.delete(delivery)
-            except Unavailable:
-                had_no_answer = True
-                raise
-            except LeaseLost:
-                if not had_no_answer:  # else the service did it, and did not say so
-                    raise
-
-        await self._ride_out(delete, delivery.lease.ends)
 
     async def _give_back(self) -> None:
         until = time.monotonic() + PATIENCE
@@ -186,17 +177,17 @@ async def show(redrive: Redrive, settings: PoisonSettings) -> int:
         for document in documents:
             emit(serialize(document))
     else:
-        width = shutil.get_terminal_size(fallback=(120, 24)).columns
+        width = shutil.get_terminal_size(fallback=(1000, 24)).columns
         for line in columns.lines(HEADER, map(row, documents), width, WHOLE):
             emit(line)
-    return program.DONE
+    return program.FAILED if redrive.elsewhere else program.DONE
 
 
 async def change(redrive: Redrive, settings: PoisonSettings, stop: Stop) -> int:
     async with redrive.leased() as found:
         if not found:
             say(nothing(settings))
-            return program.DONE
+            return program.FAILED if redrive.elsewhere else program.DONE
         if settings.yes:
             say(f"{question(settings, len(found))} --yes")
         elif not await agreed(question(settings, len(found)), stop):
@@ -207,7 +198,7 @@ async def change(redrive: Redrive, settings: PoisonSettings, stop: Stop) -> int:
         finally:
             left = len(found) - redrive.done
             say(outcome(redrive, settings, left))
-    return program.FAILED if left else program.DONE
+    return program.FAILED if left or redrive.elsewhere else program.DONE
 
 
 async def agreed(text: str, stop: Stop) -> bool:
@@ -238,7 +229,8 @@ def row(members: dict[str, Any]) -> list[str]:
 
 
 def nothing(settings: PoisonSettings) -> str:
-    which = f" whose reason contains {settings.reason!r}" if settings.reason else ""
+    which = f" with the id {settings.message_id}" if settings.message_id else ""
+    which += f" whose reason contains {settings.reason!r}" if settings.reason else ""
     return f"Nothing to {settings.command} in {settings.poison_queue_name}{which}."
 
 

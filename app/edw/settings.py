@@ -241,11 +241,16 @@ class ConsumerSettings(WorkflowSettings, MessageSettings):
     stop_timeout: float = option(
         "EDW_STOP_TIMEOUT",
         "seconds that messages in work have when the consumer is asked to stop; then they are given back. "
-        "Two seconds and more below the pod's grace period",
+        "Three seconds and more below the pod's grace period",
         number(0, 86_400),
-        default=7.0,
+        default=6.0,
     )
-    drain: bool = option("EDW_DRAIN", "end when the queue is empty and nothing is in flight", switch, default=False)
+    drain: bool = option(
+        "EDW_DRAIN",
+        "end when nothing can be received and nothing is in work here; what waits for another delivery stays",
+        switch,
+        default=False,
+    )
     http_port: int = option("EDW_HTTP_PORT", "port of /livez and /readyz; 0 is none", integer(0, 65_535), default=0)
 
     def __post_init__(self) -> None:
@@ -321,6 +326,13 @@ class PoisonSettings(PoisonQueueSettings):
     reason: str = argument(
         "--reason",
         "only the messages whose reason contains this text, in the same case",
+        text,
+        default="",
+        default_text="every message",
+    )
+    message_id: str = argument(
+        "--message-id",
+        "only the message that had this id in the queue",
         text,
         default="",
         default_text="every message",

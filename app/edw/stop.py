@@ -21,26 +21,30 @@ class Stop(asyncio.Event):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.wait(), seconds)
 
-    async def or_done(self, task: asyncio.Task[None]) -> None:
-        """Returns when the task has ended, or when the program is asked to stop."""
+    async def or_done(self, task: asyncio.Task[None], within: float | None = None) -> None:
+        """Returns when the task has ended, after `within` seconds, or when the program is asked to stop."""
         stopped = asyncio.create_task(self.wait())
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, stopped}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
 
 
 def on_signals() -> Stop:
     """A Stop that the process's signals set."""
     stop = Stop()
+    loop = asyncio.get_running_loop()
     signals = 0
 
-    def received(number: signal.Signals) -> None:
+    def ask(number: int) -> None:
+        log.info("stopping", signal=signal.Signals(number).name)
+        stop.set()
+
+    def received(number: int, _: object) -> None:
         nonlocal signals
         signals += 1
         if signals > 1:
-            os._exit(1)
-        log.info("stopping", signal=number.name)
-        stop.set()
+            os._exit(1)  # not by way of the event loop, which a handler may block
+        loop.call_soon_threadsafe(ask, number)
 
     for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, received, number)
+        signal.signal(number, received)
     return stop

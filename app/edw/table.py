@@ -5,6 +5,7 @@ from typing import Any
 from azure.core.exceptions import AzureError
 from azure.data.tables.aio import TableClient
 
+from edw.entity import ROW_KEY
 from edw.errors import code_of, exists_or_forbidden, unavailable
 from edw.request import request
 
@@ -43,13 +44,15 @@ class Table:
 
     async def probe(self) -> None:
         """Does nothing but find out whether the service answers."""
-        await self.keep_one("")
+        async with request(f"look into {self.name}", self._request_timeout, unavailable):
+            async for _ in self._client.query_entities("PartitionKey eq ''", results_per_page=1):
+                break
 
     async def keep_one(self, message_id: str) -> bool:
         """Whether an entity is stored for the message. Of several one is kept: the same, whoever asks."""
-        async with request(f"look up in {self.name}", self._request_timeout):
+        async with request(f"look up in {self.name}", self._request_timeout, unavailable):
             found = self._client.query_entities("PartitionKey eq @id", parameters={"id": message_id}, select=["RowKey"])
-            row_keys = sorted([entity["RowKey"] async for entity in found])
+            row_keys = sorted([entity["RowKey"] async for entity in found if ROW_KEY.fullmatch(entity["RowKey"])])
             for double in row_keys[1:]:
                 await self._client.delete_entity(message_id, double)
         return bool(row_keys)

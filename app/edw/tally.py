@@ -18,10 +18,10 @@ class Tally:
     stored: int = 0
     already_stored: int = 0
     poisoned: int = 0
+    failed: int = 0
     renewed: int = 0
     released: int = 0
     lease_lost: int = 0
-    left_to_lease: int = 0
     clock_behind: int = 0
     _times: list[float] = field(default_factory=list)
 

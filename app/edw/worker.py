@@ -1,6 +1,7 @@
 """The work on one message: handle it, store its entity or poison it, delete it; every write under its lease."""
 
 import asyncio
+import math
 import socket
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -49,13 +50,16 @@ class Worker:
         self._queue = queue
         self._poison_queue = poison_queue
         self._table = table
+        self._stop = stop
         self._handle = handling.asynchronous(handle, settings.concurrency)
         self.limit = Limit(settings.concurrency)
         self.queue_outage = Outage("queue", stop, queue.create, self.limit.shrink)
         self.poison_outage = Outage("poison queue", stop, poison_queue.create, self.limit.shrink)
         self.table_outage = Outage("table", stop, table.create, self.limit.shrink)
         self.tally = Tally()
-        self.keeper = Keeper(queue, settings.visibility_timeout, self.tally)
+        # The service may go on for as long again with what is given up here.
+        self._write_takes = 2 * request_timeout(settings)
+        self.keeper = Keeper(queue, self.queue_outage, settings.visibility_timeout, self.tally)
 
     async def work(self, delivery: Delivery) -> None:
         """Everything that is to be done for a message; its lease must be held, and is let go of."""
@@ -71,14 +75,15 @@ class Worker:
             self.tally.lease_lost += 1
             log.debug("lease lost, left to its next consumer", message_id=delivery.message_id, error=str(error))
         except OutcomeUnknown as error:
-            # Not given back: what may still be done must not meet the next delivery's insert.
-            self.tally.left_to_lease += 1
-            log.debug("message left to its lease", message_id=delivery.message_id, error=str(error))
+            log.debug("insert without an answer", message_id=delivery.message_id, error=str(error))
+            # Not at once: what may still be done must not meet the next delivery's insert.
+            await self._release(delivery, math.ceil(self._write_takes))
         except (Unavailable, asyncio.CancelledError):  # and asked to stop, or the lease is about to end
             await self._release(delivery)
         except Exception as error:
-            _log_failure(delivery, error)
-            await self._release(delivery, min(2**delivery.dequeue_count, RETRY_LONGEST))
+            again_in = min(2**delivery.dequeue_count, RETRY_LONGEST)
+            self._failed(delivery, error, again_in=again_in)
+            await self._release(delivery, again_in)
 
     async def _store_or_poison(self, delivery: Delivery) -> None:
         try:
@@ -90,7 +95,7 @@ class Worker:
         except Exception as error:
             if delivery.dequeue_count < self._settings.max_dequeue_count:
                 raise
-            _log_failure(delivery, error)
+            self._failed(delivery, error)
             await self._poison(delivery, f"failed at delivery {delivery.dequeue_count}: {_named(error)}")
 
     async def _store(self, delivery: Delivery) -> None:
@@ -124,33 +129,64 @@ class Worker:
         return await self._fenced(delivery, self.table_outage, partial(self._table.keep_one, delivery.message_id))
 
     async def _insert(self, delivery: Delivery, row: dict[str, object]) -> bool:
+        is_unknown = False
+
+        async def insert() -> bool:
+            nonlocal is_unknown
+            was_unknown, is_unknown = is_unknown, True
+            try:
+                return await self._table.insert(row)
+            except Unavailable as error:
+                is_unknown = was_unknown or not error.is_refusal
+                raise
+
         try:
-            return await self._fenced(delivery, self.table_outage, partial(self._table.insert, row))
+            return await self._fenced(delivery, self.table_outage, insert)
         except (Unavailable, asyncio.CancelledError) as error:
-            raise OutcomeUnknown(str(error) or "cut off by a stop") from None
+            if is_unknown:
+                raise OutcomeUnknown(str(error) or "cut off by a stop") from None
+            raise
         finally:
             # A process can be frozen between fence and request, and its insert meet that of the next delivery.
             if is_late := delivery.lease.remaining() < 0:
-                await asyncio.sleep(request_timeout(self._settings))  # the service may take its time over it
+                await self._stop.sleep(self._write_takes / 2)  # the service may take its time over it
             if is_late or delivery.dequeue_count > 1:
-                await self.table_outage.ride_out(partial(self._table.keep_one, delivery.message_id))
+                keep_one = partial(self._table.keep_one, delivery.message_id)
+                await self.table_outage.ride_out(keep_one, despite_stop=True)
 
     async def _poison(self, delivery: Delivery, reason: str) -> None:
         # Stored there before it is deleted here: a crash between the two doubles rather than loses.
         content = poison.envelope(delivery, reason, consumer=socket.gethostname())
-        await self._fenced(delivery, self.poison_outage, partial(self._poison_queue.send, content, time_to_live=-1))
+        send = partial(self._poison_queue.send, content, time_to_live=-1)
+        # Each attempt without an answer may be another copy.
+        await self._fenced(delivery, self.poison_outage, send, probe=self._poison_queue.probe)
         self.tally.poisoned += 1
         log.warning("message sent to the poison queue", message_id=delivery.message_id, reason=reason)
 
-    async def _fenced(self, delivery: Delivery, outage: Outage, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of `call`, begun only while the lease outlasts it. Raises LeaseLost.
-
-        It must last for two requests: the service may take its time over one that is given up here.
-        """
-        needed = 2 * request_timeout(self._settings)
-        if delivery.lease.remaining() < needed:
+    async def _fenced(
+        self,
+        delivery: Delivery,
+        outage: Outage,
+        call: Callable[[], Awaitable[T]],
+        probe: Callable[[], Awaitable[object]] | None = None,
+    ) -> T:
+        """The result of `call`, begun only while the lease outlasts it. Raises LeaseLost."""
+        if delivery.lease.remaining() < self._write_takes:
             raise LeaseLost("the lease could end before the request does")
-        return await outage.ride_out(call, until=lambda: delivery.lease.ends - needed)
+        until = lambda: delivery.lease.ends - self._write_takes  # noqa: E731
+        return await outage.ride_out(call, until, probe, despite_stop=True)
+
+    def _failed(self, delivery: Delivery, error: Exception, **fields: object) -> None:
+        self.tally.failed += 1
+        log.error(
+            "message failed",
+            message_id=delivery.message_id,
+            dequeue_count=delivery.dequeue_count,
+            error=_named(error),
+            # A refused request needs no traceback, a fault of the program does.
+            exc_info=None if isinstance(error, ServiceError) else error,
+            **fields,
+        )
 
     async def give_back(self, delivery: Delivery) -> None:
         """Makes a message that is not worked on visible again at once."""
@@ -159,10 +195,11 @@ class Worker:
 
     async def _release(self, delivery: Delivery, after: int = 0) -> None:
         """Gives the message back for another delivery; where that fails, its lease ends by itself."""
+        release = partial(self._queue.release, delivery, after)
         try:
-            await self._queue.release(delivery, after)
+            await self.queue_outage.ride_out(release, until=lambda: delivery.lease.ends, despite_stop=True)
             self.tally.released += 1
-        except Exception as error:
+        except ServiceError as error:
             log.debug("message not given back", message_id=delivery.message_id, error=str(error))
 
 
@@ -171,13 +208,8 @@ def request_timeout(settings: ConsumerSettings) -> float:
     return min(10.0, settings.visibility_timeout / 6)
 
 
-def _log_failure(delivery: Delivery, error: Exception) -> None:
-    # A refused request needs no traceback, a fault of the program does.
-    is_fault = not isinstance(error, ServiceError)
-    log.error(
-        "message failed", message_id=delivery.message_id, error=_named(error), exc_info=error if is_fault else None
-    )
-
-
 def _named(error: Exception) -> str:
-    return str(error) if isinstance(error, ServiceError) else f"{type(error).__name__}: {error}"
+    try:
+        return str(error) if isinstance(error, ServiceError) else f"{type(error).__name__}: {error}"
+    except Exception:  # of an error's own making
+        return type(error).__name__

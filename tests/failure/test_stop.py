@@ -86,17 +86,44 @@ async def test_as_the_first_process_of_a_container_it_stops_too(flow: Workflow, 
     assert consumer.events("consumer stopped")
 
 
-@pytest.mark.parametrize("is_silent", [False, True], ids=["refused", "no answer"])
-async def test_a_stop_during_an_outage_ends_in_time(flow: Workflow, faults: Faults, is_silent: bool) -> None:
+async def test_a_stop_while_the_table_is_busy_ends_in_time_and_leaves_the_message_visible(
+    flow: Workflow, faults: Faults
+) -> None:
     await flow.send("hello")
-    faults.breaks("insert", black_hole if is_silent else refuse(503, "ServerBusy"))
+    faults.breaks("insert", refuse(503, "ServerBusy"))
+    consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600", EDW_STOP_TIMEOUT="1")
+    await eventually(lambda: faults.seen("insert"))
+    began = time.monotonic()
+    assert await consumer.stopped() == 0
+    assert time.monotonic() - began < IN_TIME
+    assert await flow.are_visible(1)
+
+
+async def test_a_stop_while_nothing_answers_ends_in_time(flow: Workflow, faults: Faults) -> None:
+    await flow.send("hello")
+    faults.breaks("insert", black_hole)
     consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600")
     await eventually(lambda: faults.seen("insert"))
-    faults.breaks("", black_hole if is_silent else refuse(503, "ServerBusy"))
+    faults.breaks("", black_hole)
     began = time.monotonic()
     assert await consumer.stopped() == 0
     assert time.monotonic() - began < IN_TIME
     assert await flow.left() == 1
+
+
+async def test_a_stop_while_an_insert_has_no_answer_leaves_the_message_visible_soon(
+    flow: Workflow, faults: Faults
+) -> None:
+    """As soon as what may be under way in the service is over: not when the lease ends, in ten minutes."""
+    await flow.send("hello")
+    faults.breaks("insert", black_hole)
+    consumer = await flow.start("consumer", EDW_VISIBILITY_TIMEOUT="600", EDW_STOP_TIMEOUT="1")
+    await eventually(lambda: faults.seen("insert"))
+    assert await consumer.stopped() == 0
+    faults.mend()
+    await flow.start("consumer")
+    await flow.emptied()
+    await flow.holds_exactly("hello")
 
 
 async def test_a_stop_before_the_service_ever_answered_ends_in_time(flow: Workflow, faults: Faults) -> None:

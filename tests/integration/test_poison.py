@@ -230,6 +230,16 @@ async def test_purge_with_a_reason_deletes_those_and_leaves_the_others(flow: Wor
     assert await flow.left() == 0
 
 
+async def test_one_message_is_put_back_by_its_id(flow: Workflow) -> None:
+    await flow.create()
+    chosen = envelope("b").replace("8f1c", "77aa")
+    await fill(flow.poison_queue, envelope("a"), chosen, "bare")
+    requeued = await flow.run("poison", "requeue", "--yes", "--message-id", "77aa")
+    assert requeued.process.returncode == 0
+    assert await visible(flow.queue) == ["b"]
+    assert await visible(flow.poison_queue) == sorted([envelope("a"), "bare"])
+
+
 async def test_a_message_that_somebody_else_has_leased_is_left_to_them_and_told(flow: Workflow) -> None:
     await flow.create()
     await fill(flow.poison_queue, *map(envelope, "abc"))
@@ -239,8 +249,9 @@ async def test_a_message_that_somebody_else_has_leased_is_left_to_them_and_told(
     listed = await flow.run("poison", "list", "--json")
     assert listed.stderr == told
     assert len(bodies(listed)) == 2
+    assert listed.process.returncode == 1
     purged = await flow.run("poison", "purge", "--yes")
-    assert purged.process.returncode == 0
+    assert purged.process.returncode == 1
     assert purged.stderr.startswith(told)
     await flow.poison_queue.delete_message(theirs)  # whose lease is still theirs
 

@@ -194,3 +194,23 @@ async def test_a_page_that_is_not_the_services_is_no_answer(text: str, content_t
             with pytest.raises(Unavailable) as failed:
                 await call()
             assert "\n" not in str(failed.value)
+
+
+async def test_a_delete_that_was_done_without_an_answer_counts_as_done() -> None:
+    answers = iter([answering(503, "ServerBusy"), answering(404, "MessageNotFound")])
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await next(answers)(request)
+
+    deleted = delivery()
+    async with service(answer) as (queue, _):
+        with pytest.raises(Unavailable):
+            await queue.delete(deleted)
+        await queue.delete(deleted)
+
+
+async def test_a_probe_and_a_look_up_are_never_blamed_on_a_message() -> None:
+    async with service(answering(400, "InvalidInput")) as (queue, table):
+        for call in (queue.probe, table.probe, lambda: table.keep_one("8f1c")):
+            with pytest.raises(Unavailable):
+                await call()

@@ -14,7 +14,7 @@ SENT = datetime(2026, 11, 23, 12, 0, 0, 500000, tzinfo=UTC)
 PROCESSED = datetime(2026, 11, 23, 12, 0, 2, tzinfo=UTC)
 
 
-def built(msg: str = "hello", seconds: float = 1.5, **result: Value) -> dict[str, object]:
+def built(msg: str = "hello", seconds: float = 1.5, **result: Value | None) -> dict[str, object]:
     return entity.build(Message("8f1c", msg, "2026-11-23T12:00:00.5Z", SENT, {}), PROCESSED, seconds, result)
 
 
@@ -97,9 +97,18 @@ def test_a_long_string_of_a_handler_is_stored_whole() -> None:
         ("many", 2**63),
         ("list", [1]),
         ("half", "\ud83d"),
-        ("nothing", None),
+        ("naive", datetime(2026, 11, 23)),  # noqa: DTZ001
     ],
 )
 def test_what_cannot_be_stored_is_refused_by_name(name: str, value: Value) -> None:
     with pytest.raises((TypeError, ValueError), match=f"^handle returned '{name}'"):
         built(**{name: value})
+
+
+def test_a_property_that_is_none_is_left_out() -> None:
+    assert built(coupon=None) == built()
+
+
+def test_a_rest_of_a_long_text_is_not_replaced() -> None:
+    with pytest.raises(ValueError, match="which is also the rest of a longer text"):
+        built(note="n" * (PROPERTY_MOST + 1), note_2="mine")

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from edw.errors import LeaseLost, Unavailable
 from edw.keeper import Keeper
 from edw.lease import Lease
+from edw.outage import Outage
 from edw.queue import Delivery
+from edw.stop import Stop
 from edw.tally import Tally
 
 LEASE = 1
@@ -37,7 +39,7 @@ def delivered() -> Delivery:
 
 
 def keeper_of(queue: Queue) -> Keeper:
-    return Keeper(queue, LEASE, Tally())  # type: ignore[arg-type]  # a stand-in
+    return Keeper(queue, Outage("queue", Stop()), LEASE, Tally())  # type: ignore[arg-type]  # a stand-in
 
 
 async def renewed(queue: Queue, times: int) -> None:

@@ -134,19 +134,6 @@ async def test_passing_faults_are_ridden_out() -> None:
     assert desk.left == []
 
 
-async def test_a_delete_that_was_done_without_an_answer_counts_as_done() -> None:
-    desk = Desk(count=1, command="purge")
-    delete = desk.poison_queue.delete
-
-    async def delete_silently(*args: object) -> None:
-        desk.poison_queue.delete = delete  # type: ignore[method-assign]
-        await delete(*args)  # type: ignore[arg-type]
-        raise Unavailable("delete: no answer within 10 s", "Timeout")
-
-    desk.poison_queue.delete = delete_silently  # type: ignore[method-assign]
-    assert await desk.run() == program.DONE
-
-
 @pytest.mark.parametrize("operation", ["receive", "send", "delete"])
 async def test_after_an_outage_that_does_not_end_everything_held_is_given_back(
     operation: str, capsys: pytest.CaptureFixture[str]
