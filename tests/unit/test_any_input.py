@@ -23,7 +23,11 @@ settings.register_profile("tests", deadline=None, database=None)
 settings.load_profile("tests")
 
 anything = st.text(st.characters(codec=None))
-stamps = st.datetimes().map(message.stamp) | st.datetimes(timezones=st.timezones()).map(datetime.isoformat) | anything
+stamps = (
+    st.datetimes(timezones=st.just(UTC)).map(message.stamp)
+    | st.datetimes(timezones=st.timezones()).map(datetime.isoformat)
+    | anything
+)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | anything,
     lambda inner: st.lists(inner) | st.dictionaries(anything, inner),
