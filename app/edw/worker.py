@@ -161,7 +161,9 @@ class Worker:
         # Each attempt without an answer may be another copy.
         await self._fenced(delivery, self.poison_outage, send, probe=self._poison_queue.probe)
         self.tally.poisoned += 1
-        log.warning("message sent to the poison queue", message_id=delivery.message_id, reason=reason)
+        log.warning(
+            "message sent to the poison queue", message_id=delivery.message_id, reason=reason[: poison.REASON_MOST]
+        )
 
     async def _fenced(
         self,
@@ -173,7 +175,10 @@ class Worker:
         """The result of `call`, begun only while the lease outlasts it. Raises LeaseLost."""
         if delivery.lease.remaining() < self._write_takes:
             raise LeaseLost("the lease could end before the request does")
-        until = lambda: delivery.lease.ends - self._write_takes  # noqa: E731
+
+        def until() -> float:
+            return delivery.lease.ends - self._write_takes
+
         return await outage.ride_out(call, until, probe, despite_stop=True)
 
     def _failed(self, delivery: Delivery, error: Exception, **fields: object) -> None:
