@@ -133,3 +133,15 @@ async def test_a_stop_before_the_service_ever_answered_ends_in_time(flow: Workfl
     began = time.monotonic()
     assert await consumer.stopped() == 0
     assert time.monotonic() - began < IN_TIME
+
+
+async def test_a_second_signal_ends_a_consumer_whose_handler_blocks_everything(flow: Workflow) -> None:
+    await flow.create()
+    flow.handle_with("import time\n\n\nasync def handle(message):\n    time.sleep(60)\n")
+    await flow.send("hello")
+    consumer = await flow.start("consumer")
+    await eventually(lambda: flow.are_visible(0))
+    consumer.process.send_signal(signal.SIGTERM)
+    # Again and again, as one presses Ctrl-C: Python can miss a signal in the instant in which it handles another.
+    await eventually(lambda: consumer.process.returncode is not None or consumer.process.send_signal(signal.SIGINT))
+    assert await consumer.ended() == 1

@@ -161,6 +161,22 @@ async def test_a_message_whose_consumer_died_after_the_insert_is_stored_once(flo
     assert consumer.events("consumer stopped")[0]["already_stored"] == 1
 
 
+async def test_what_a_handler_keeps_in_its_messages_partition_is_neither_taken_for_the_entity_nor_touched(
+    flow: Workflow,
+) -> None:
+    await flow.create()
+    await flow.put(body("hello"))
+    received = await flow.queue.receive_message(visibility_timeout=1)
+    assert received
+    await flow.queue.update_message(received, visibility_timeout=0)
+    for row_key in ("begun", "1-of-2"):
+        await flow.table.create_entity({"PartitionKey": received.id, "RowKey": row_key})
+    await flow.drained()
+    row_keys = [row["RowKey"] for row in await flow.rows() if row["PartitionKey"] == received.id]
+    assert {"begun", "1-of-2"} < set(row_keys)
+    assert len(row_keys) == 3
+
+
 async def test_an_entity_that_is_there_already_counts_as_stored(flow: Workflow) -> None:
     await flow.create()
     await flow.put(body("hello", message.stamp(datetime.now(UTC) + timedelta(hours=1))))  # which makes the row key 0

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import handler
-from edw import entity, message
+from edw import consumer, entity, message
 from edw.consumer import Consumer
 from edw.errors import ContentRefused, LeaseLost, Rejected, Throttled, Unavailable
 from edw.handling import Handler, Result
@@ -987,5 +987,33 @@ async def test_a_stop_ends_in_time_though_nothing_answers() -> None:
         setattr(flow.queue, method, no_answer)
     running = asyncio.create_task(flow.run())
     await asyncio.sleep(0)
+    flow.stop.set()
+    await running
+
+
+async def test_giving_back_is_tried_again_when_the_queue_does_not_answer() -> None:
+    flow = Workflow(good(), handle=Failing(1, ValueError("no card")).handle, drain=False)
+    flow.queue.faults.plan("release", *(Unavailable("no answer", "Timeout") for _ in range(2)))
+    running = asyncio.create_task(flow.run())
+    await until(lambda: flow.consumer.tally.released)
+    assert flow.queue.waiting[0].visible_at < time.monotonic() + 3
+    flow.stop.set()
+    await running
+
+
+async def test_a_slow_message_on_its_last_deliveries_does_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumer, "ALONE", 0.05)
+    slow = Slow()
+    flow = Workflow(good(), good(), handle=slow.handle, drain=False)
+    for waiting in flow.queue.waiting:
+        waiting.dequeue_count = 3
+    running = asyncio.create_task(flow.run())
+    await until(lambda: slow.handling == 2)
+    flow.queue.waiting.append(Waiting(good()))
+    await until(lambda: slow.handling == 3)
+    slow.go_on.set()
+    await until(lambda: not flow.queue.waiting)
     flow.stop.set()
     await running

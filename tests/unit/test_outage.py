@@ -192,3 +192,19 @@ async def test_every_refusal_of_a_throttling_service_is_told_and_no_other_failur
     assert told == []
     await table.ride_out(Service(failures=3, error=Throttled("insert: 503 ServerBusy", "ServerBusy")).call)
     assert len(told) == 3
+
+
+async def test_what_fails_although_the_service_is_well_is_tried_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outage, "LONGEST_REPEAT", 60)
+    attempts: list[float] = []
+
+    async def receive() -> str:
+        attempts.append(time.monotonic())
+        if len(attempts) < 10:
+            raise Unavailable("receive: no answer within 10 s", "Timeout")
+        return "answer"
+
+    await Outage("queue", Stop(), nothing).ride_out(receive, probe=Service(failures=0).call)
+    assert attempts[-1] - attempts[-2] > 0.1  # the longest wait is else a hundredth of that here
