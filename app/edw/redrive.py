@@ -60,7 +60,7 @@ class Redrive:
 
     @asynccontextmanager
     async def leased(self) -> AsyncIterator[list[Found]]:
-        """Leases every message; those with the reason of the settings, oldest first.
+        """Leases every message; those that the settings choose, oldest first.
 
         At the end of the block, and if it is not reached, what is still there is given back.
         """
